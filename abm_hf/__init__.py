@@ -1,0 +1,31 @@
+"""abm_hf: handwritten mathematics to LaTeX, as a Hugging Face model.
+
+Names are imported on first use, so that `import abm_hf` and `abm-hf --help` need neither torch nor transformers.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "configuration_abm": ("ABMConfig",),
+    "modeling_abm": ("ABMForConditionalGeneration", "ABMPreTrainedModel"),
+    "image_processing_abm": ("ABMImageProcessor",),
+    "tokenization_abm": ("ABMTokenizer",),
+    "processing_abm": ("ABMProcessor",),
+    "data.ink": ("Ink", "InkError"),
+}
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
+
+__all__ = ["__version__", *sorted(_MODULE_OF)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'abm_hf' has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

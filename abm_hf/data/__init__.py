@@ -1,0 +1,1 @@
+"""Ink, labels, data sets and batches."""

@@ -1,0 +1,42 @@
+"""Fixtures shared by the suite: where the research data is, when it is there at all.
+
+CROHME may not be redistributed, so tests that read it skip without it. The environment variable `ABM_HF_CROHME` names
+a folder that holds `crohme-offline.zip` and either `crohme-inkml.tar.xz` or the folder `crohme` unpacked from it;
+`data/` in the repository is tried when the variable is unset.
+"""
+
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def _crohme_folder() -> Path:
+    return Path(os.environ.get("ABM_HF_CROHME", Path(__file__).parent.parent / "data"))
+
+
+@pytest.fixture(scope="session")
+def crohme_offline() -> Path:
+    """Path of `crohme-offline.zip`."""
+    path = _crohme_folder() / "crohme-offline.zip"
+    if not path.is_file():
+        pytest.skip("CROHME's offline images are not here: point ABM_HF_CROHME at a folder with crohme-offline.zip")
+    return path
+
+
+@pytest.fixture(scope="session")
+def crohme_inkml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Path of the unpacked `crohme` folder (`train/<origin>`, `test2013`, `test2014`)."""
+    folder = _crohme_folder()
+    if (folder / "crohme").is_dir():
+        return folder / "crohme"
+    archive = folder / "crohme-inkml.tar.xz"
+    if not archive.is_file():
+        pytest.skip("CROHME's ink is not here: point ABM_HF_CROHME at a folder with crohme-inkml.tar.xz")
+    unpacked = tmp_path_factory.mktemp("inkml")
+    with tarfile.open(archive) as tar:
+        tar.extractall(unpacked, filter="data")
+    return unpacked / "crohme"
