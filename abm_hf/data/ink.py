@@ -39,7 +39,7 @@ class Symbol:
     """One segmented symbol.
 
     Args:
-        label (`str`): LaTeX token, as the source spells it.
+        label (`str`): LaTeX token, as the source spells it; spaces around it are dropped.
         strokes (`tuple[int, ...]`): Indices into `Ink.strokes`, in writing order.
     """
 
@@ -47,6 +47,7 @@ class Symbol:
     strokes: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "label", self.label.strip())
         object.__setattr__(self, "strokes", tuple(int(index) for index in self.strokes))
 
 
@@ -59,7 +60,8 @@ class Ink:
             At least one stroke; each an array (or nested list) of shape `(N, 2)` holding x, y or `(N, 3)` holding
             x, y, t, with N ≥ 1 and the same number of columns in every stroke. Kept as read-only float64 arrays in
             the writer's units, x to the right, y down; t in the unit of the file.
-        label (`str`, *optional*): The truth, as the file writes it (exact tokens for synthetic ink).
+        label (`str`, *optional*): The truth, as the file writes it (exact tokens for synthetic ink). A blank one
+            is no label, and becomes `None`.
         symbols (iterable of [`Symbol`], *optional*): Segmentation into symbols, where known.
         annotations (`Mapping[str, str]`, *optional*): What else is known: writer, UI, age, ...
 
@@ -75,6 +77,7 @@ class Ink:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strokes", _checked_strokes(self.strokes))
+        object.__setattr__(self, "label", self.label if self.label and self.label.strip() else None)
         object.__setattr__(self, "symbols", tuple(self.symbols))
         object.__setattr__(self, "annotations", dict(self.annotations))
         for symbol in self.symbols:
@@ -104,7 +107,7 @@ class Ink:
 
 def _checked_strokes(strokes: Iterable[np.ndarray]) -> tuple[np.ndarray, ...]:
     """The strokes as read-only float64 arrays of one width, or an `InkError` that names the first bad stroke."""
-    arrays = []
+    arrays: list[np.ndarray] = []
     for index, stroke in enumerate(strokes):
         try:
             array = np.asarray(stroke, dtype=np.float64).view()
