@@ -1,0 +1,597 @@
+"""ABM (arXiv 2112.03603): a picture of a handwritten formula in, LaTeX tokens out.
+
+A DenseNet turns the picture into a grid of features. Two decoder branches of equal build and separate weights write the
+formula from left to right and from right to left; at each step a branch attends to the grid, guided by where it has
+attended before (attention aggregation: two scales of coverage). In training each branch also learns from the other; at
+inference one is enough.
+
+Shapes are given with B images of H × W pixels, h × w feature positions (L = h · w) of C channels, N sequences (N = B,
+or B · beams in beam search) of T tokens, and K output tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .configuration_abm import ABMConfig
+from .loss_abm import aligned_distillation, cross_entropy, reading_order, released_distillation
+
+
+@dataclass
+class ABMEncoderOutput(ModelOutput):
+    """
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch_size, h * w, channels)`): the features, row by row.
+        encoder_mask (`torch.BoolTensor` of shape `(batch_size, h, w)`): `True` where a feature belongs to the picture.
+    """
+
+    last_hidden_state: Tensor | None = None
+    encoder_mask: Tensor | None = None
+
+
+@dataclass
+class ABMOutput(ModelOutput):
+    """
+    Args:
+        loss (scalar `torch.FloatTensor`, with `labels`): the sum of the two cross-entropies and the weighted distillation.
+        loss_components (`dict[str, torch.FloatTensor]`, with `labels`): the detached terms `ce_l2r`, `ce_r2l` and
+            `distillation` (before its weight), as far as the model has the branches.
+        logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`): of the branch that was asked
+            for; in training of the left-to-right one, or of the only one. Minus infinity for ids that are never written.
+        r2l_logits (`torch.FloatTensor` of the same shape, with `labels`): of the right-to-left branch, aligned to the
+            labels: position j speaks of token j.
+        past_key_values ([`ABMCache`], with `use_cache`): the state after the last step.
+        cross_attentions (`torch.FloatTensor` of shape `(batch_size, sequence_length, h, w)`, with
+            `output_attentions`): what each step attended to.
+        encoder_last_hidden_state (`torch.FloatTensor` of shape `(batch_size, h * w, channels)`): the features.
+    """
+
+    loss: Tensor | None = None
+    loss_components: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    r2l_logits: Tensor | None = None
+    past_key_values: "ABMCache | None" = None
+    cross_attentions: Tensor | None = None
+    encoder_last_hidden_state: Tensor | None = None
+
+
+class ABMDenseLayer(nn.Module):
+    """A bottleneck layer: 1×1 convolution, 3×3 convolution, and the result appended to the input's channels."""
+
+    def __init__(self, channels: int, growth_rate: int, bottleneck_factor: int, dropout: float):
+        super().__init__()
+        width = bottleneck_factor * growth_rate
+        self.conv1 = nn.Conv2d(channels, width, kernel_size=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, growth_rate, kernel_size=3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(growth_rate)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
+        # Only the 3×3 convolution looks across positions, so only its input needs zeros where there is no picture.
+        new = self.dropout(_masked(self.norm1(self.conv1(features)), mask).relu_())
+        new = self.dropout(self.norm2(self.conv2(new)).relu_())
+        return torch.cat([features, new], dim=1)
+
+
+class ABMTransition(nn.Module):
+    """Between two dense blocks: fewer channels, half the resolution (rounded up)."""
+
+    def __init__(self, channels: int, out_channels: int, dropout: float):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, out_channels, kernel_size=1, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
+        features = self.dropout(_masked(self.norm(self.conv(features)), mask).relu_())
+        pooled = F.avg_pool2d(features, 2, ceil_mode=True)
+        if mask is None:
+            return pooled
+        # A window on the border averages over the positions that exist, as it does at the edge of a single picture.
+        return pooled / F.avg_pool2d(mask, 2, ceil_mode=True).clamp(min=0.25)
+
+
+class ABMEncoder(nn.Module):
+    """DenseNet-B: `(B, 1, H, W)` pixels to features at a sixteenth of the resolution (with three blocks)."""
+
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: ABMConfig):
+        super().__init__()
+        self.mask_padding = config.mask_padding
+        self.stem = nn.Conv2d(config.num_channels, config.stem_channels, 7, stride=2, padding=3, bias=False)
+        self.blocks = nn.ModuleList()
+        self.transitions = nn.ModuleList()
+        channels = config.stem_channels
+        for layers, growth in zip(config.block_layers, config.growth_rates, strict=True):
+            if self.blocks:
+                compressed = int(channels * config.compression)
+                self.transitions.append(ABMTransition(channels, compressed, config.encoder_dropout))
+                channels = compressed
+            block = nn.ModuleList()
+            for _ in range(layers):
+                block.append(ABMDenseLayer(channels, growth, config.bottleneck_factor, config.encoder_dropout))
+                channels += growth
+            self.blocks.append(block)
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None, **kwargs: Any) -> ABMEncoderOutput:
+        """
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): ink bright on dark.
+            pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*): non-zero where the picture
+                is, a rectangle that starts at the top left. Without it, everywhere.
+            kwargs: ignored; `generate` passes what other models' encoders take.
+        """
+        mask = _first_masked_level(pixel_mask)
+        blanked = mask.to(pixel_values.dtype)[:, None] if mask is not None and self.mask_padding else None
+        if blanked is not None:
+            pixel_values = pixel_values * blanked
+            blanked = blanked[..., ::2, ::2]
+        features = _masked(self.stem(pixel_values), blanked).relu_()
+        features = F.max_pool2d(features, 2, ceil_mode=True)
+        for index, block in enumerate(self.blocks):
+            if index:
+                features = self.transitions[index - 1](features, blanked)
+            blanked = blanked[..., ::2, ::2] if blanked is not None else None
+            for layer in block:
+                features = layer(features, blanked)
+        stride = 2 ** (1 + len(self.blocks))
+        height, width = features.shape[-2:]
+        encoder_mask = (
+            mask[:, ::stride, ::stride].bool()
+            if mask is not None
+            else torch.ones(len(features), height, width, dtype=torch.bool, device=features.device)
+        )
+        return ABMEncoderOutput(
+            last_hidden_state=features.flatten(2).transpose(1, 2),  # (B, L, C)
+            encoder_mask=encoder_mask,
+        )
+
+
+class CoverageEnergy(torch.autograd.Function):
+    """`vᵀ tanh(keys + query + coverage ∗ kernel)` for all positions, with little kept for the backward pass.
+
+    The intermediate of shape (N, L, D) is by far the largest thing in a decoder step. It is computed in place, and
+    recomputed for the gradient, instead of being stored a few times over for each of the T steps.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, keys: Tensor, query: Tensor, coverage: Tensor, kernel: Tensor, vector: Tensor) -> Tensor:
+        """
+        Args:
+            keys (B, L, D): the same for the N / B sequences of an image.
+            query (N, D), coverage (N, h, w), kernel (k², D), vector (D): k is odd.
+
+        Returns:
+            energies (N, L) in the precision of `keys`.
+        """
+        ctx.save_for_backward(keys, query, coverage, kernel, vector)
+        return CoverageEnergy._activation(keys, query, _patches(coverage, kernel, keys.dtype), kernel) @ vector.to(
+            keys.dtype
+        )
+
+    @staticmethod
+    def _activation(keys: Tensor, query: Tensor, patches: Tensor, kernel: Tensor) -> Tensor:
+        activation = patches @ kernel.to(patches.dtype)  # (N, L, D)
+        by_image = activation.view(len(keys), -1, *keys.shape[1:])  # (B, N / B, L, D)
+        by_image.add_(keys[:, None])
+        return activation.add_(query.to(activation.dtype)[:, None]).tanh_()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        keys, query, coverage, kernel, vector = ctx.saved_tensors
+        gradient = gradients[0].to(keys.dtype)
+        patches = _patches(coverage, kernel, keys.dtype)
+        activation = CoverageEnergy._activation(keys, query, patches, kernel)
+        d_vector = gradient.flatten() @ activation.flatten(0, 1)
+        # d tanh(x) = 1 - tanh²(x); in place, because this is the traffic that bounds the step.
+        inner = activation.square_().neg_().add_(1).mul_(vector.to(keys.dtype)).mul_(gradient[..., None])
+        d_patches = inner @ kernel.to(keys.dtype).T  # (N, L, k²)
+        d_kernel = patches.flatten(0, 1).T @ inner.flatten(0, 1)
+        size = _kernel_size(kernel)
+        d_coverage = F.fold(d_patches.transpose(1, 2).float(), coverage.shape[-2:], size, padding=size // 2).squeeze(1)
+        d_keys = inner if len(keys) == len(inner) else inner.view(len(keys), -1, *keys.shape[1:]).sum(1)
+        return (
+            d_keys,
+            inner.sum(1).to(query.dtype),
+            d_coverage.to(coverage.dtype),
+            d_kernel.to(kernel.dtype),
+            d_vector.to(vector.dtype),
+        )
+
+
+@dataclass
+class AttentionMemory:
+    """What a branch's attention needs of the pictures, the same at each step.
+
+    Args:
+        values (B, L, C): the features.
+        keys (B, L, D): their projection, biases of the coverage path included.
+        mask (B, h, w): `True` at positions of the picture.
+        kernel (k², D): the fused coverage kernel.
+    """
+
+    values: Tensor
+    keys: Tensor
+    mask: Tensor
+    kernel: Tensor
+
+
+class ABMAttention(nn.Module):
+    """Attention aggregation module: where to look, given the state and where the branch has looked already.
+
+    `e = vᵀ tanh(W_f f + W_a h̃ + Σ_s U_s (Q_s ∗ A))`, with A the sum of all earlier attention maps and one pair (Q_s, U_s)
+    for each scale s. Between Q_s and U_s there is no non-linearity, so all scales together are one convolution of A,
+    which is composed once for a batch (`fused_kernel`).
+    """
+
+    def __init__(self, config: ABMConfig):
+        super().__init__()
+        size = config.attention_size
+        self.key = nn.Linear(config.feature_channels, size)
+        self.query = nn.Linear(config.hidden_size, size, bias=False)
+        self.coverage_convs = nn.ModuleList(
+            nn.Conv2d(1, size, kernel, padding=kernel // 2, bias=False) for kernel in config.coverage_kernels
+        )
+        self.coverage_maps = nn.ModuleList(nn.Linear(size, size) for _ in config.coverage_kernels)
+        # The released v has a bias, which a softmax does not see.
+        self.energy = nn.Linear(size, 1, bias=False)
+
+    def fused_kernel(self) -> Tensor:
+        """The coverage path as the kernel of one convolution, (k², D) with k the largest scale."""
+        largest = max(conv.kernel_size[0] for conv in self.coverage_convs)
+        kernels = []
+        for conv, linear in zip(self.coverage_convs, self.coverage_maps, strict=True):
+            kernel = linear.weight @ conv.weight.flatten(1)  # (D, s²)
+            margin = (largest - conv.kernel_size[0]) // 2
+            kernels.append(F.pad(kernel.view(-1, *conv.kernel_size), (margin,) * 4).flatten(1).T)
+        return torch.stack(kernels).sum(0)
+
+    def prepare(self, features: Tensor, mask: Tensor) -> AttentionMemory:
+        """The memory of pictures with `features` (B, L, C) and `mask` (B, h, w)."""
+        bias = torch.stack([linear.bias for linear in self.coverage_maps]).sum(0)
+        keys = self.key(features)
+        # In one precision with the keys, or the sum would leave autocast's.
+        return AttentionMemory(features, keys + bias.to(keys.dtype), mask, self.fused_kernel())
+
+    def forward(self, state: Tensor, coverage: Tensor, memory: AttentionMemory) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            state (N, hidden_size): h̃, the state after the token.
+            coverage (N, h, w): the sum of the earlier attention maps.
+
+        Returns:
+            attention (N, h, w) in float32, and the context (N, C).
+        """
+        energy = CoverageEnergy.apply(
+            memory.keys, self.query(state), coverage, memory.kernel, self.energy.weight.squeeze(0)
+        )
+        images = len(memory.keys)
+        # Float32 and (inside softmax) less the maximum: exp overflows in half precision.
+        energy = energy.float().view(images, -1, energy.shape[-1])  # (B, N / B, L)
+        attention = energy.masked_fill(~memory.mask.flatten(1)[:, None], float("-inf")).softmax(-1)
+        context = attention.to(memory.values.dtype) @ memory.values  # (B, N / B, C)
+        return attention.view_as(coverage), context.flatten(0, 1)
+
+
+class ABMGRUCell(nn.Module):
+    """A gated recurrent unit with its biases on one side, the reset gate applied after the recurrent product."""
+
+    def __init__(self, input_size: int, hidden_size: int, bias_on: str):
+        super().__init__()
+        self.input = nn.Linear(input_size, 3 * hidden_size, bias=bias_on == "input")
+        self.recurrent = nn.Linear(hidden_size, 3 * hidden_size, bias=bias_on == "recurrent")
+
+    def forward(self, projected_input: Tensor, hidden: Tensor) -> Tensor:
+        """
+        Args:
+            projected_input (N, 3 · hidden_size): `self.input(x)`, reset, update and candidate; computed outside so that
+                a whole sequence is projected at once where it is known.
+            hidden (N, hidden_size).
+        """
+        input_reset, input_update, input_candidate = projected_input.float().chunk(3, dim=-1)
+        reset, update, candidate = self.recurrent(hidden).float().chunk(3, dim=-1)
+        update = (input_update + update).sigmoid()
+        candidate = (input_candidate + (input_reset + reset).sigmoid() * candidate).tanh()
+        return torch.lerp(candidate, hidden, update)
+
+
+class ABMCache:
+    """The state of a branch between two steps of `generate`: N hidden vectors and coverage maps, and the pictures' memory.
+
+    The memory holds one row for each image, not for each beam: sequence n reads image n // (N / B).
+    """
+
+    is_compileable = False
+    is_croppable = False
+
+    def __init__(self, memory: AttentionMemory, hidden: Tensor, coverage: Tensor):
+        self.memory = memory
+        self.hidden = hidden
+        self.coverage = coverage
+        self.length = 0
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens read so far."""
+        return self.length
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep the sequences `beam_idx` (N,), in this order; each must stay within its image."""
+        self.hidden = self.hidden.index_select(0, beam_idx)
+        self.coverage = self.coverage.index_select(0, beam_idx)
+
+
+class ABMDecoderBranch(nn.Module):
+    """One direction: reads the tokens written so far and scores the next one."""
+
+    def __init__(self, config: ABMConfig):
+        super().__init__()
+        hidden, embedding, channels = config.hidden_size, config.embedding_size, config.feature_channels
+        self.embedding = nn.Embedding(config.vocab_size, embedding)
+        self.initial_state = nn.Linear(channels, hidden)
+        self.token_gru = ABMGRUCell(embedding, hidden, bias_on="input")
+        self.attention = ABMAttention(config)
+        self.context_gru = ABMGRUCell(channels, hidden, bias_on="recurrent")
+        self.output_context = nn.Linear(channels, embedding)
+        self.output_hidden = nn.Linear(hidden, embedding)
+        self.output_embedding = nn.Linear(embedding, embedding)
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Linear(embedding // 2, config.num_output_tokens)
+
+    def start(self, encoder_outputs: ABMEncoderOutput, num_sequences: int) -> ABMCache:
+        """The state before the first token, for `num_sequences` sequences over the encoded pictures."""
+        features, mask = encoder_outputs.last_hidden_state, encoder_outputs.encoder_mask
+        weights = mask.flatten(1).to(features.dtype)  # (B, L)
+        mean = (weights[:, None] @ features).squeeze(1) / weights.sum(1, keepdim=True)  # (B, C)
+        hidden = self.initial_state(mean).float().tanh()
+        copies = num_sequences // len(features)
+        return ABMCache(
+            memory=self.attention.prepare(features, mask),
+            hidden=hidden.repeat_interleave(copies, dim=0) if copies > 1 else hidden,
+            coverage=torch.zeros(num_sequences, *mask.shape[1:], device=features.device),
+        )
+
+    def forward(self, tokens: Tensor, state: ABMCache) -> tuple[Tensor, Tensor]:
+        """Reads `tokens` (N, T), advancing `state`.
+
+        Returns:
+            logits (N, T, K) and attention maps (N, T, h, w).
+        """
+        embedded = self.embedding(tokens)  # (N, T, E)
+        projected = self.token_gru.input(embedded)
+        hidden, coverage = state.hidden, state.coverage
+        hiddens, contexts, attentions = [], [], []
+        for step in projected.unbind(1):
+            after_token = self.token_gru(step, hidden)
+            attention, context = self.attention(after_token, coverage, state.memory)
+            hidden = self.context_gru(self.context_gru.input(context), after_token)
+            coverage = coverage + attention
+            hiddens.append(hidden)
+            contexts.append(context)
+            attentions.append(attention)
+        state.hidden, state.coverage = hidden, coverage
+        state.length += tokens.shape[1]
+        mixed = (
+            self.output_context(torch.stack(contexts, 1))
+            + self.output_hidden(torch.stack(hiddens, 1))
+            + self.output_embedding(embedded)
+        )
+        maxout = mixed.unflatten(-1, (-1, 2)).amax(-1)  # (N, T, E / 2)
+        return self.classifier(self.dropout(maxout)), torch.stack(attentions, 1)
+
+
+class ABMPreTrainedModel(PreTrainedModel):
+    """Initialisation, loading and saving."""
+
+    config_class = ABMConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # The library's default, N(0, 0.02) for every weight, would starve a DenseNet of this depth.
+        if isinstance(module, nn.Conv2d):
+            init.kaiming_uniform_(module.weight, nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=module.embedding_dim**-0.5)
+        elif isinstance(module, nn.BatchNorm2d):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            init.zeros_(module.num_batches_tracked)
+
+
+class ABMForConditionalGeneration(ABMPreTrainedModel, GenerationMixin):
+    """ABM with its encoder and one or two decoder branches, for training and for `generate`."""
+
+    # The recurrent state cannot be rolled back, so assisted decoding refuses it with a clear message.
+    _is_stateful = True
+    # The loss is a mean over samples: Trainer must not rescale it by a count of tokens.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: ABMConfig):
+        super().__init__(config)
+        self.encoder = ABMEncoder(config)
+        self.branches = nn.ModuleDict({direction: ABMDecoderBranch(config) for direction in config.directions})
+        self.post_init()
+
+    def get_encoder(self, *args: Any, **kwargs: Any) -> ABMEncoder:
+        return self.encoder
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False  # `forward` makes an ABMCache: there are no layers of keys and values
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_direction: str = "l2r",
+        encoder_outputs: ABMEncoderOutput | None = None,
+        past_key_values: ABMCache | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ABMOutput | tuple[Any, ...]:
+        r"""
+        With `labels`, a training step over all branches; otherwise one branch reads `decoder_input_ids`.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Ink bright on dark, in [0, 1]; not needed with `encoder_outputs`.
+            pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
+                Non-zero where the picture is; everywhere by default.
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                `y1 … yn eos`, padded with -100. They are not shifted: position j holds the j-th token.
+            decoder_input_ids (`torch.LongTensor` of shape `(num_sequences, target_length)`, *optional*):
+                What the branch reads: `sos y1 …` from left to right, `eos yn …` from right to left. A multiple of
+                `batch_size` sequences is allowed; consecutive ones then share an image.
+            decoder_direction (`str`, *optional*, defaults to `"l2r"`):
+                The branch that reads, `"l2r"` or `"r2l"`.
+            encoder_outputs ([`ABMEncoderOutput`], *optional*):
+                Of an earlier call of the encoder.
+            past_key_values ([`ABMCache`], *optional*):
+                The state in which to go on; it is advanced in place.
+            use_cache (`bool`, *optional*): whether to return the state.
+            output_attentions (`bool`, *optional*): whether to return the attention maps.
+            return_dict (`bool`, *optional*): `False` returns a tuple.
+
+        Returns:
+            [`ABMOutput`] or the tuple of its fields that are not `None`.
+
+        Raises:
+            ValueError: if there is nothing to decode, or the branch does not exist in this model.
+        """
+        if encoder_outputs is None:
+            if pixel_values is None:
+                raise ValueError("pass pixel_values, or the encoder_outputs of an earlier call")
+            encoder_outputs = self.encoder(pixel_values, pixel_mask)
+        if labels is not None:
+            output = self._training_output(encoder_outputs, labels)
+        elif decoder_input_ids is not None:
+            state = past_key_values
+            if state is None:
+                state = self._branch(decoder_direction).start(encoder_outputs, len(decoder_input_ids))
+            logits, attentions = self._branch(decoder_direction)(decoder_input_ids, state)
+            output = ABMOutput(
+                logits=self._over_vocabulary(logits),
+                past_key_values=state if use_cache else None,
+                cross_attentions=attentions if output_attentions else None,
+            )
+        else:
+            raise ValueError("pass labels to train, or decoder_input_ids to score them; `generate` makes the latter")
+        output["encoder_last_hidden_state"] = encoder_outputs.last_hidden_state
+        return output.to_tuple() if return_dict is False else output
+
+    def generate(self, *args: Any, decoder_direction: str = "l2r", **kwargs: Any) -> Any:
+        """`GenerationMixin.generate`, with `decoder_direction="r2l"` to write from the end to the start.
+
+        The right-to-left branch begins with the end token and finishes with the start token; its sequences are returned
+        in the order in which it writes them.
+        """
+        self._branch(decoder_direction)
+        if decoder_direction == "r2l":
+            kwargs.setdefault("decoder_start_token_id", self.config.eos_token_id)
+            kwargs.setdefault("eos_token_id", self.config.bos_token_id)
+        return super().generate(*args, decoder_direction=decoder_direction, **kwargs)
+
+    def _branch(self, direction: str) -> ABMDecoderBranch:
+        if direction not in self.branches:
+            raise ValueError(
+                f"this model has no branch {direction!r}: it has {sorted(self.branches)} "
+                "(load with ABMConfig(directions=...) to choose branches)"
+            )
+        return self.branches[direction]
+
+    def _training_output(self, encoder_outputs: ABMEncoderOutput, labels: Tensor) -> ABMOutput:
+        config = self.config
+        aligned = {
+            direction: self._teacher_forced(direction, encoder_outputs, labels) for direction in config.directions
+        }
+        entropies = {
+            f"ce_{direction}": cross_entropy(
+                logits, labels if direction == "l2r" else self._r2l_targets(labels), config.label_smoothing
+            )
+            for direction, logits in aligned.items()
+        }
+        loss = torch.stack(list(entropies.values())).sum()
+        components = dict(entropies)
+        if len(aligned) == 2 and config.distillation != "none":
+            term = aligned_distillation if config.distillation == "aligned" else released_distillation
+            distillation = term(aligned["l2r"], aligned["r2l"], labels, config.distillation_temperature)
+            loss = loss + config.distillation_weight * distillation
+            components["distillation"] = distillation
+        scored = {direction: self._over_vocabulary(logits) for direction, logits in aligned.items()}
+        return ABMOutput(
+            loss=loss,
+            loss_components={name: value.detach() for name, value in components.items()},
+            logits=scored.get("l2r", scored.get("r2l")),
+            r2l_logits=scored.get("r2l"),
+        )
+
+    def _teacher_forced(self, direction: str, encoder_outputs: ABMEncoderOutput, labels: Tensor) -> Tensor:
+        """Logits (B, T, K) of a branch that reads the labels, aligned to the labels."""
+        order = reading_order(labels) if direction == "r2l" else None
+        known = labels.masked_fill(labels < 0, self.config.pad_token_id)
+        first = self.config.decoder_start_token_id if direction == "l2r" else self.config.eos_token_id
+        as_read = known if order is None else known.gather(1, order)
+        tokens = F.pad(as_read[:, :-1], (1, 0), value=first)
+        logits, _ = self.branches[direction](tokens, self.branches[direction].start(encoder_outputs, len(labels)))
+        return logits if order is None else logits.gather(1, order[..., None].expand_as(logits))
+
+    def _r2l_targets(self, labels: Tensor) -> Tensor:
+        """The labels with `sos` in the place of `eos`: where one branch ends, the other has reached the start."""
+        last = (labels != -100).sum(dim=1, keepdim=True) - 1
+        return labels.scatter(1, last, self.config.bos_token_id)
+
+    def _over_vocabulary(self, logits: Tensor) -> Tensor:
+        """Logits over all ids, (..., vocab_size): those without an output row can never be chosen."""
+        missing = self.config.vocab_size - self.config.num_output_tokens
+        return F.pad(logits, (0, missing), value=float("-inf")) if missing else logits
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        # The beams of an image share its features: see ABMCache. The pixel mask has served its purpose by now.
+        encoder_outputs = kwargs.pop("encoder_outputs")
+        kwargs.pop("pixel_mask", None)
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, False, input_ids, **kwargs)
+        return input_ids, {**kwargs, "encoder_outputs": encoder_outputs}
+
+
+def _masked(features: Tensor, mask: Tensor | None) -> Tensor:
+    return features if mask is None else features * mask.to(features.dtype)
+
+
+def _first_masked_level(pixel_mask: Tensor | None) -> Tensor | None:
+    """The mask, or `None` where it hides nothing, which saves its work at every layer."""
+    return None if pixel_mask is None or bool((pixel_mask != 0).all()) else pixel_mask
+
+
+def _kernel_size(kernel: Tensor) -> int:
+    return round(len(kernel) ** 0.5)
+
+
+def _patches(coverage: Tensor, kernel: Tensor, dtype: torch.dtype) -> Tensor:
+    """The k × k surroundings of each position, (N, L, k²), zeros beyond the border."""
+    size = _kernel_size(kernel)
+    return F.unfold(coverage[:, None].to(dtype), size, padding=size // 2).transpose(1, 2)
+
+
+__all__: Sequence[str] = ["ABMEncoderOutput", "ABMForConditionalGeneration", "ABMOutput", "ABMPreTrainedModel"]
