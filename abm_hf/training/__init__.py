@@ -1,1 +1,1 @@
-"""Training and evaluation with Accelerate."""
+"""Training with Accelerate: `arguments` says what can be chosen, `loop.train` does it."""

@@ -1,0 +1,320 @@
+"""Batches of variable-size images: equal work, little padding, few shapes, and a position that can be saved.
+
+Batches made by image area alone waste more than half of their pixels, because a wide and a tall image of equal area
+meet. Here images are grouped by width, then by height; sizes are padded to multiples of a small grid, so that the same
+shapes come back and kernels compiled for them are reused. The augmentation scale is drawn once for each batch, which
+keeps the batch in one shape.
+
+Everything is a pure function of (seed, epoch, position): neither the number of workers nor a restart changes a batch.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """What one batch may hold at most. An image that breaks a limit by itself still forms a batch of its own.
+
+    Args:
+        max_images: Images in a batch.
+        max_pixels: Padded pixels in a batch, after scaling (images × padded height × padded width).
+        max_tokens: Padded label tokens in a batch (images × longest label), the end token included.
+        multiple: Padded heights and widths are multiples of these numbers of pixels.
+    """
+
+    max_images: int = 16
+    max_pixels: int = 1_600_000
+    max_tokens: int = 2_048
+    multiple: tuple[int, int] = (32, 64)
+
+    def __post_init__(self) -> None:
+        for name in ("max_images", "max_pixels", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if min(self.multiple) < 1:
+            raise ValueError(f"multiple must be two positive numbers of pixels, not {self.multiple}")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the curriculum: from global batch number `start` on, only labels of at most `max_tokens` tokens.
+
+    The end token is not counted. `max_images` overrides the limit on images while the stage lasts.
+    """
+
+    start: int = 0
+    max_tokens: int = 10_000
+    max_images: int | None = None
+
+
+@dataclass(frozen=True)
+class PlannedBatch:
+    """What a worker needs to build one batch.
+
+    Args:
+        indices: Items of the data set.
+        scale: Factors of height and width, drawn once for the batch; (1.0, 1.0) without augmentation.
+        seed: Seeds the random numbers of the batch's augmentation.
+        weight: Factor of the batch's mean loss that makes the average over the processes and accumulated batches of
+            an optimizer step equal to the mean over all its images; 1.0 when all have the same number of images.
+        after: State of the sampler once this batch's optimizer step is done.
+    """
+
+    indices: tuple[int, ...]
+    scale: tuple[float, float] = (1.0, 1.0)
+    seed: tuple[int, ...] = (0,)
+    weight: float = 1.0
+    after: Mapping[str, int] | None = None
+
+
+def padded_size(height: float, width: float, multiple: tuple[int, int]) -> tuple[int, int]:
+    """Height and width rounded up to the grid, in pixels.
+
+    The small constant forgives rounding errors of a scaled size that was meant to land on the grid exactly.
+    """
+    rows, columns = (
+        math.ceil(size / step - 1e-6) * step for size, step in zip((height, width), multiple, strict=True)
+    )
+    return max(rows, multiple[0]), max(columns, multiple[1])
+
+
+def order_by_size(
+    heights: np.ndarray, widths: np.ndarray, indices: np.ndarray, rng: np.random.Generator, multiple: tuple[int, int]
+) -> np.ndarray:
+    """Orders `indices` so that neighbours have nearly the same width and height, at random within a bucket.
+
+    The edges of the buckets are shifted at random, so that each epoch groups differently. Heights run up and down in
+    turn from one width to the next: where a batch crosses into the next width, tall still meets tall.
+    """
+    indices = rng.permutation(indices)
+    step_y, step_x = multiple
+    column = (widths[indices] + rng.integers(step_x)) // step_x
+    row = (heights[indices] + rng.integers(step_y)) // step_y
+    row = np.where(column % 2 == 0, row, -row)
+    return indices[np.lexsort((row, column))]
+
+
+def cut_batches(
+    order: np.ndarray,
+    heights: np.ndarray,
+    widths: np.ndarray,
+    lengths: np.ndarray,
+    limits: BatchLimits,
+    scales: Iterator[float],
+) -> list[tuple[list[int], float]]:
+    """Cuts an ordered list of items into batches that keep the limits, each with a scale drawn from `scales`."""
+    batches: list[tuple[list[int], float]] = []
+    batch: list[int] = []
+    tall = wide = longest = 0
+    scale = next(scales)
+    for item in order.tolist():
+        height, width, length = int(heights[item]), int(widths[item]), int(lengths[item]) + 1
+        grown = (max(tall, height), max(wide, width), max(longest, length))
+        rows, columns = padded_size(grown[0] * scale, grown[1] * scale, limits.multiple)
+        count = len(batch) + 1
+        full = count > limits.max_images or count * rows * columns > limits.max_pixels
+        if batch and (full or count * grown[2] > limits.max_tokens):
+            batches.append((batch, scale))
+            batch, scale, grown = [], next(scales), (height, width, length)
+        if not batch:
+            scale = min(scale, _largest_scale(height, width, limits)) if scale != 1.0 else scale
+        batch.append(item)
+        tall, wide, longest = grown
+    if batch:
+        batches.append((batch, scale))
+    return batches
+
+
+def _largest_scale(height: int, width: int, limits: BatchLimits) -> float:
+    """Largest enlargement that keeps a single image within the limit on pixels; never below 1."""
+    return max(1.0, 0.9 * math.sqrt(limits.max_pixels / (height * width)))
+
+
+def snap_scale(
+    height: int, width: int, scale: float, multiple: tuple[int, int], tolerance: float
+) -> tuple[float, float]:
+    """Stretches the scale of height and of width by at most `tolerance` so that the largest sides land on the grid.
+
+    An augmented size is arbitrary anyway: choosing it on the grid removes most of the padding that rounding up costs.
+    """
+    factors = []
+    for size, step in zip((height, width), multiple, strict=True):
+        target = max(1, round(size * scale / step)) * step
+        snapped = target / size
+        factors.append(snapped if abs(snapped / scale - 1) <= tolerance else scale)
+    return factors[0], factors[1]
+
+
+def draw_scales(rng: np.random.Generator, scale_range: tuple[float, float]) -> Iterator[float]:
+    """Endless scales, uniform in the logarithm, so that halving and doubling are equally likely."""
+    low, high = (math.log(bound) for bound in scale_range)
+    while True:
+        yield math.exp(rng.uniform(low, high)) if high > low else math.exp(low)
+
+
+class BucketBatchSampler:
+    """An endless, reproducible stream of batches over epochs, shared by processes without overlap or loss.
+
+    The stream's batches are numbered globally. Batch number b belongs to process `b % world_size`; an optimizer step
+    takes `world_size * accumulation` consecutive batches. As the stream goes on over the end of an epoch, no batch is
+    dropped or repeated to make epochs divisible. Give it to `DataLoader(batch_sampler=…)`; the data set reads a
+    [`PlannedBatch`] in `__getitems__`.
+
+    Args:
+        heights (`np.ndarray` of shape `(items,)`): Pixels.
+        widths (`np.ndarray` of shape `(items,)`): Pixels.
+        lengths (`np.ndarray` of shape `(items,)`): Tokens of the labels, without the end token.
+        limits: What a batch may hold.
+        seed: Of all random choices.
+        stages: Curriculum, by ascending start; the first starts at 0.
+        scale_range: Smallest and largest augmentation scale; (1.0, 1.0) turns scaling (and snapping) off.
+        snap: Largest relative stretch used to land on the grid, see [`snap_scale`].
+        order: `"bucket"` as described above, `"area"` for the original ABM scheme: batches made once by ascending
+            area, whole batches shuffled.
+        rank: Number of this process.
+        world_size: Number of processes.
+        accumulation: Batches that each process accumulates for one optimizer step.
+
+    Raises:
+        ValueError: Without items, with inconsistent arrays, or when a stage admits no item.
+    """
+
+    def __init__(
+        self,
+        heights: Sequence[int] | np.ndarray,
+        widths: Sequence[int] | np.ndarray,
+        lengths: Sequence[int] | np.ndarray,
+        limits: BatchLimits | None = None,
+        *,
+        seed: int = 0,
+        stages: Sequence[Stage] = (Stage(),),
+        scale_range: tuple[float, float] = (1.0, 1.0),
+        snap: float = 0.08,
+        order: str = "bucket",
+        rank: int = 0,
+        world_size: int = 1,
+        accumulation: int = 1,
+    ) -> None:
+        self.heights, self.widths, self.lengths = (np.asarray(array) for array in (heights, widths, lengths))
+        self.limits = limits or BatchLimits()
+        self.seed, self.stages, self.snap = seed, tuple(stages), snap
+        self.scale_range, self.order = scale_range, order
+        self.rank, self.world_size, self.accumulation = rank, world_size, accumulation
+        self._check()
+        self._state = {"consumed": 0, "epoch": 0, "position": 0, "stage": 0}
+
+    def _check(self) -> None:
+        if not len(self.heights) == len(self.widths) == len(self.lengths):
+            raise ValueError("heights, widths and lengths must have one entry for each item")
+        if len(self.heights) == 0:
+            raise ValueError("there are no items to make batches of: the training split is empty")
+        if not 0 < self.scale_range[0] <= self.scale_range[1]:
+            raise ValueError(f"scale_range must be two ascending positive numbers, not {self.scale_range}")
+        if self.order not in ("bucket", "area"):
+            raise ValueError(f'order must be "bucket" or "area", not {self.order!r}')
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank {self.rank} does not exist among {self.world_size} processes")
+        starts = [stage.start for stage in self.stages]
+        if not starts or starts[0] != 0 or starts != sorted(starts):
+            raise ValueError(f"the stages' starts must ascend from 0, not {starts}")
+        shortest = int(self.lengths.min())
+        for stage in self.stages:
+            if stage.max_tokens < shortest:
+                raise ValueError(
+                    f"no label has at most {stage.max_tokens} tokens (the shortest has {shortest}): raise the limit"
+                )
+
+    def stage_at(self, consumed: int) -> int:
+        """Number of the stage that global batch `consumed` belongs to."""
+        return max(number for number, stage in enumerate(self.stages) if stage.start <= consumed)
+
+    def plan_epoch(self, epoch: int, stage: int) -> list[PlannedBatch]:
+        """All batches of an epoch over the items that the stage admits, in training order."""
+        rng = np.random.default_rng([self.seed, epoch])
+        limit = self.stages[stage]
+        limits = self.limits
+        if limit.max_images is not None:
+            limits = BatchLimits(limit.max_images, limits.max_pixels, limits.max_tokens, limits.multiple)
+        indices = np.flatnonzero(self.lengths <= limit.max_tokens)
+        if self.order == "area":
+            area = self.heights[indices].astype(np.int64) * self.widths[indices]
+            order = indices[np.argsort(area, kind="stable")]
+        else:
+            order = order_by_size(self.heights, self.widths, indices, rng, limits.multiple)
+        scales = draw_scales(rng, self.scale_range)
+        cut = cut_batches(order, self.heights, self.widths, self.lengths, limits, scales)
+        return [
+            PlannedBatch(tuple(cut[number][0]), self._scale_of(*cut[number]), (self.seed, epoch, place))
+            for place, number in enumerate(rng.permutation(len(cut)).tolist())
+        ]
+
+    def _scale_of(self, batch: list[int], scale: float) -> tuple[float, float]:
+        if self.scale_range == (1.0, 1.0):
+            return 1.0, 1.0
+        tall, wide = int(self.heights[batch].max()), int(self.widths[batch].max())
+        snapped = snap_scale(tall, wide, scale, self.limits.multiple, self.snap)
+        rows, columns = padded_size(tall * snapped[0], wide * snapped[1], self.limits.multiple)
+        return snapped if len(batch) * rows * columns <= self.limits.max_pixels else (scale, scale)
+
+    def batches_per_epoch(self) -> int:
+        """Batches of an epoch over all items (an estimate where scales are drawn: they change how many fit)."""
+        return len(self.plan_epoch(0, len(self.stages) - 1))
+
+    def __iter__(self) -> Iterator[PlannedBatch]:
+        state = dict(self._state)
+        group_size = self.world_size * self.accumulation
+        plan: list[PlannedBatch] = []
+        planned: tuple[int, int] | None = None
+        while True:
+            group: list[PlannedBatch] = []
+            while len(group) < group_size:
+                if not group and self.stage_at(state["consumed"]) != state["stage"]:
+                    state.update(epoch=state["epoch"] + 1, position=0, stage=self.stage_at(state["consumed"]))
+                if planned != (state["epoch"], state["stage"]):
+                    planned = (state["epoch"], state["stage"])
+                    plan = self.plan_epoch(*planned)
+                if state["position"] >= len(plan):
+                    state.update(epoch=state["epoch"] + 1, position=0)
+                    continue
+                group.append(plan[state["position"]])
+                state["position"] += 1
+                state["consumed"] += 1
+            yield from self._mine(group, state)
+
+    def _mine(self, group: list[PlannedBatch], state: dict[str, int]) -> Iterator[PlannedBatch]:
+        images = sum(len(batch.indices) for batch in group)
+        for batch in group[self.rank :: self.world_size]:
+            # Each process divides by `accumulation` and the processes average: this undoes both.
+            weight = len(batch.indices) * len(group) / images
+            yield PlannedBatch(batch.indices, batch.scale, batch.seed, weight, dict(state))
+
+    def state_dict(self) -> dict[str, int]:
+        """Where iteration starts. After training on a batch, the state to keep is that batch's `after`."""
+        return dict(self._state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Makes the next iteration start at `state`."""
+        missing = self._state.keys() - state.keys()
+        if missing:
+            raise ValueError(f"the sampler's state lacks {sorted(missing)}: it was written by another version")
+        self._state = {name: int(state[name]) for name in self._state}
+
+
+def padding_waste(
+    batches: Sequence[PlannedBatch], heights: np.ndarray, widths: np.ndarray, multiple: tuple[int, int]
+) -> float:
+    """Share of the padded pixels of `batches` that no image covers, 0 to 1."""
+    covered = padded = 0.0
+    for batch in batches:
+        indices = list(batch.indices)
+        tall = np.rint(heights[indices] * batch.scale[0])
+        wide = np.rint(widths[indices] * batch.scale[1])
+        rows, columns = padded_size(float(tall.max()), float(wide.max()), multiple)
+        covered += float((tall * wide).sum())
+        padded += len(indices) * rows * columns
+    return 1 - covered / padded
