@@ -1,108 +1,75 @@
-"""The grammar of the field's LaTeX token form: a strict parser, and the small tree it builds.
+"""The tree of an expression: what stands in, over, under and beside what.
 
-The token form writes one expression as LaTeX tokens with every brace explicit, `\\frac { x ^ { 2 } } { 3 }`.
-[`parse_latex`] accepts exactly the sequences that this grammar derives and [`is_well_formed`] is its yes or no; it
-is what grammar-constrained decoding guarantees:
-
-    row      := item*
-    item     := nucleus ["\\limits"] script*          at most one subscript and one superscript, in either order;
-                                                     "\\limits" directly after a large operator only
-              | script+                              scripts on an empty base, as in ^ { 1 4 } C
-    script   := ("_" | "^") group
-    group    := "{" row "}"
-    nucleus  := symbol | group
-              | "\\frac" group group
-              | "\\sqrt" ["[" row "]"] group           the first "]" of the index ends it
-              | command group{n}                     the commands of `ARGUMENT_COUNTS`
-              | "\\begin{name}" row "\\end{name}"       "&" is a symbol only in here
-    symbol   := any other token: one character but none of $ % # ~, or a control sequence
-
-Parentheses, brackets, `\\{`, `\\}`, `|` and the prime `'` are ordinary symbols and need not balance. Nothing here is
-recursive: nesting costs no Python stack, however deep it is.
+[`parse_latex`] builds it. Nodes give their tokens back, and a canonical form in which labels of different writing
+conventions agree. Nothing here is recursive: nesting costs no Python stack, however deep it is.
 """
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-
-
-class LatexError(ValueError):
-    """LaTeX that cannot be read or expressed.
-
-    Attributes:
-        position (`int` or `None`): index of the offending token, where there is one.
-        token (`str` or `None`): the offending token itself.
-    """
-
-    def __init__(self, message: str, *, position: int | None = None, token: str | None = None):
-        super().__init__(message)
-        self.position = position
-        self.token = token
-
-
-ARGUMENT_COUNTS: Mapping[str, int] = {
-    "\\frac": 2,
-    "\\binom": 2,
-    "\\overset": 2,
-    "\\underset": 2,
-    "\\stackrel": 2,
-    "\\sqrt": 1,
-    **dict.fromkeys(("\\overline", "\\underline", "\\hat", "\\widehat", "\\tilde", "\\widetilde", "\\bar"), 1),
-    **dict.fromkeys(("\\vec", "\\dot", "\\ddot", "\\check", "\\breve", "\\acute", "\\grave", "\\mathring"), 1),
-    **dict.fromkeys(("\\overrightarrow", "\\overleftarrow", "\\overbrace", "\\underbrace"), 1),
-    **dict.fromkeys(("\\xrightarrow", "\\xleftarrow", "\\boxed", "\\cancel", "\\textcircled"), 1),
-    **dict.fromkeys(("\\mathbb", "\\mathcal", "\\mathfrak", "\\mathscr", "\\mathbf"), 1),
-}
-"""Commands that take brace groups in the token form, and how many. CROHME uses the first and `\\sqrt` only."""
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 LARGE_OPERATORS = frozenset(
-    ("\\sum", "\\prod", "\\coprod", "\\int", "\\iint", "\\iiint", "\\oint")
-    + ("\\bigcup", "\\bigcap", "\\bigvee", "\\bigwedge", "\\bigoplus", "\\bigotimes", "\\biguplus", "\\bigsqcup")
-    + ("\\lim", "\\limsup", "\\liminf", "\\max", "\\min", "\\sup", "\\inf", "\\det", "\\gcd", "\\Pr")
+    [
+        *("\\sum", "\\prod", "\\coprod", "\\int", "\\iint", "\\iiint", "\\oint"),
+        *("\\bigcup", "\\bigcap", "\\bigvee", "\\bigwedge", "\\bigoplus", "\\bigotimes", "\\biguplus", "\\bigsqcup"),
+        *("\\lim", "\\limsup", "\\liminf", "\\max", "\\min", "\\sup", "\\inf", "\\det", "\\gcd", "\\Pr"),
+    ]
 )
-"""Symbols that may be followed by `\\limits`."""
+"""Symbols that may be followed by `\\limits`; so may `\\mathop { ... }`."""
 
-_CONTROL_SEQUENCE = re.compile(r"\\(?:[A-Za-z]+|[^A-Za-z\s]|(?:begin|end)\{[A-Za-z]+\*?\})")
-_FORBIDDEN = frozenset("$%#~")
+LimitsRule = Literal["drop", "keep", "put"]
+
+_PUT_LIMITS = frozenset(("\\sum", "\\int", "\\lim"))
+_SEPARATORS = frozenset(("&", "\\\\"))
 
 
 class Node:
-    """A part of an expression. Nodes are immutable, hashable, and equal when their tokens are."""
+    """A part of an expression. Nodes are immutable, hashable, and equal when their types and tokens are."""
 
-    def parts(self, canonical: bool = False) -> "Sequence[str | Node]":
-        """The tokens and the child nodes that make up this node, in order."""
+    def parts(self) -> "Sequence[str | Node]":
+        """The tokens of syntax and the child nodes that make up this node, in order; nothing for a symbol."""
         raise NotImplementedError
 
     def tokens(self) -> list[str]:
         """The token form of this node, exactly as it was parsed."""
-        return [part if isinstance(part, str) else part.token for part in _leaves(self, canonical=False)]
-
-    def canonical_tokens(self) -> list[str]:
-        """The token form without what does not show: subscript first, no `\\limits`, no redundant braces."""
-        return [part if isinstance(part, str) else part.token for part in _leaves(self, canonical=True)]
-
-    def canonical(self) -> "Row":
-        """The tree of [`~Node.canonical_tokens`]: equal for two labels that differ in writing convention only."""
-        return parse_latex(self.canonical_tokens())
+        return [part if isinstance(part, str) else part.token for part in _leaves(self)]
 
     def structure(self) -> tuple[str, ...]:
         """The canonical form with every symbol replaced by `"."`: equal for trees that differ in symbols only."""
-        return tuple(part if isinstance(part, str) else "." for part in _leaves(self, canonical=True))
+        leaves = _leaves(self.canonical())
+        return tuple(leaf if isinstance(leaf, str) else "&" if _is_separator(leaf) else "." for leaf in leaves)
+
+    def canonical(self, *, sort_scripts: bool = True, limits: LimitsRule = "drop") -> "Row":
+        """The tree without what does not show in handwriting.
+
+        Redundant braces, empty scripts and `\\limits` go, and the subscript comes first: two labels of the same
+        expression in different writing conventions have equal canonical trees.
+
+        Args:
+            sort_scripts (`bool`, defaults to `True`): put the subscript first; otherwise the order stays.
+            limits (`str`, defaults to `"drop"`): `"keep"` leaves `\\limits` where it is, `"put"` sets it on every
+                `\\sum`, `\\int` and `\\lim` with scripts.
+        """
+        builder = _Canonical(sort_scripts, limits)
+        for node in reversed(list(self.walk())):  # children before their parents
+            builder.visit(node)
+        return builder.row(self)
 
     @property
     def depth(self) -> int:
         """Levels of nesting: 0 for a plain row of symbols, 1 for `x ^ { 2 }`, 2 for `\\frac { x ^ { 2 } } { 3 }`."""
-        deepest = level = 0
-        for token in self.canonical_tokens():
-            if token == "{":
-                level += 1
-                deepest = max(deepest, level)
-            elif token == "}":
-                level -= 1
+        deepest = 0
+        stack: list[tuple[Node, int]] = [(self.canonical(), 0)]
+        while stack:
+            node, level = stack.pop()
+            deepest = max(deepest, level)
+            for part in node.parts():
+                if isinstance(part, Node):
+                    stack.append((part, level + isinstance(part, Row)))
         return deepest
 
     def walk(self) -> "Iterator[Node]":
-        """This node and every node below it, in reading order."""
+        """This node and every node below it, in reading order, each before its children."""
         stack: list[Node] = [self]
         while stack:
             node = stack.pop()
@@ -125,7 +92,7 @@ class Symbol(Node):
 
     token: str
 
-    def parts(self, canonical: bool = False) -> Sequence[str | Node]:
+    def parts(self) -> Sequence[str | Node]:
         return ()
 
 
@@ -135,7 +102,7 @@ class Row(Node):
 
     items: tuple[Node, ...]
 
-    def parts(self, canonical: bool = False) -> Sequence[str | Node]:
+    def parts(self) -> Sequence[str | Node]:
         return self.items
 
 
@@ -145,8 +112,8 @@ class Group(Node):
 
     body: Row
 
-    def parts(self, canonical: bool = False) -> Sequence[str | Node]:
-        return (self.body,) if canonical else ("{", self.body, "}")
+    def parts(self) -> Sequence[str | Node]:
+        return ("{", self.body, "}")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -162,12 +129,12 @@ class Scripts(Node):
     limits: bool = False
     sub_first: bool = True
 
-    def parts(self, canonical: bool = False) -> Sequence[str | Node]:
+    def parts(self) -> Sequence[str | Node]:
         base = () if self.base is None else (self.base,)
-        limits = ("\\limits",) if self.limits and not canonical else ()
+        limits = ("\\limits",) if self.limits else ()
         sub = () if self.sub is None else ("_", "{", self.sub, "}")
         sup = () if self.sup is None else ("^", "{", self.sup, "}")
-        return (*base, *limits, *sub, *sup) if canonical or self.sub_first else (*base, *limits, *sup, *sub)
+        return (*base, *limits, *sub, *sup) if self.sub_first else (*base, *limits, *sup, *sub)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -177,7 +144,7 @@ class Fraction(Node):
     numerator: Row
     denominator: Row
 
-    def parts(self, canonical: bool = False) -> Sequence[str | Node]:
+    def parts(self) -> Sequence[str | Node]:
         return ("\\frac", "{", self.numerator, "}", "{", self.denominator, "}")
 
 
@@ -188,20 +155,22 @@ class Root(Node):
     radicand: Row
     index: Row | None = None
 
-    def parts(self, canonical: bool = False) -> Sequence[str | Node]:
+    def parts(self) -> Sequence[str | Node]:
         index = () if self.index is None else ("[", self.index, "]")
         return ("\\sqrt", *index, "{", self.radicand, "}")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Command(Node):
-    """Any other command with its brace groups, `\\overline { x }`."""
+    """Any other command with its brace groups, `\\overline { x }`, and its index in brackets if it has one."""
 
     name: str
     arguments: tuple[Row, ...]
+    index: Row | None = None
 
-    def parts(self, canonical: bool = False) -> Sequence[str | Node]:
-        return (self.name, *(part for argument in self.arguments for part in ("{", argument, "}")))
+    def parts(self) -> Sequence[str | Node]:
+        index = () if self.index is None else ("[", self.index, "]")
+        return (self.name, *index, *(part for argument in self.arguments for part in ("{", argument, "}")))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -211,177 +180,134 @@ class Environment(Node):
     name: str
     body: Row
 
-    def parts(self, canonical: bool = False) -> Sequence[str | Node]:
+    def parts(self) -> Sequence[str | Node]:
         return (f"\\begin{{{self.name}}}", self.body, f"\\end{{{self.name}}}")
 
 
-def _leaves(root: Node, canonical: bool) -> Iterator[str | Symbol]:
-    """Tokens of syntax as `str` and symbols as [`Symbol`], in order, without recursion."""
+def _leaves(root: Node) -> Iterator[str | Symbol]:
+    """Tokens of syntax as `str` and symbols as [`Symbol`], in order."""
     stack: list[str | Node] = [root]
     while stack:
         part = stack.pop()
         if isinstance(part, str | Symbol):
             yield part
         else:
-            stack.extend(reversed(part.parts(canonical)))
+            stack.extend(reversed(part.parts()))
 
 
-@dataclass
-class _Frame:
-    """A bracket that is still open: `opener` is the command it belongs to, `closer` the token that ends it."""
-
-    opener: str
-    closer: str
-    position: int
-    items: list[Node] = field(default_factory=list)
-    arguments: list[Row] = field(default_factory=list)
+def _is_separator(node: Node) -> bool:
+    return isinstance(node, Symbol) and node.token in _SEPARATORS
 
 
-class _Parser:
-    """One pass over the tokens with a stack of open brackets."""
-
-    def __init__(self, tokens: Sequence[str]):
-        self.tokens = tokens
-        self.position = 0
-        self.stack = [_Frame("", "", 0)]
-
-    def parse(self) -> Row:
-        while self.position < len(self.tokens):
-            self._step(self.tokens[self.position])
-        if len(self.stack) > 1:
-            frame = self.stack[-1]
-            raise self._error(f"{frame.opener!r} is never closed by {frame.closer!r}", frame.position)
-        return Row(tuple(self.stack[0].items))
-
-    def _error(self, problem: str, position: int | None = None) -> LatexError:
-        position = self.position if position is None else position
-        token = self.tokens[position] if position < len(self.tokens) else None
-        return LatexError(f"token {position}: {problem}", position=position, token=token)
-
-    def _step(self, token: str) -> None:
-        top = self.stack[-1]
-        if token == top.closer:
-            self._close()
-        elif token in ("}", "\\left", "\\right") or token.startswith("\\end{"):
-            raise self._error(f"{token!r} has no place here" + (f", {top.closer!r} is open" if top.closer else ""))
-        elif token in ("_", "^"):
-            self._check_script(token)
-            self._open(token)
-        elif token == "\\limits":
-            self._limits()
-        elif token == "{":
-            self._push(_Frame("{", "}", self.position))
-        elif token == "\\sqrt" and self._peek() == "[":
-            self.position += 1
-            self._push(_Frame("\\sqrt", "]", self.position - 1))
-        elif token in ARGUMENT_COUNTS:
-            self._open(token)
-        elif token.startswith("\\begin{"):
-            self._push(_Frame(token, "\\end" + token[len("\\begin") :], self.position))
-        else:
-            self._symbol(token)
-
-    def _peek(self) -> str | None:
-        return self.tokens[self.position + 1] if self.position + 1 < len(self.tokens) else None
-
-    def _push(self, frame: _Frame) -> None:
-        self.stack.append(frame)
-        self.position += 1
-
-    def _open(self, opener: str, arguments: Sequence[Row] = (), position: int | None = None) -> None:
-        """Enters the brace group that has to follow the current token."""
-        start = self.position if position is None else position
-        if self._peek() != "{":
-            self.position += 1
-            found = "the end" if self.position >= len(self.tokens) else repr(self.tokens[self.position])
-            raise self._error(f"{opener!r} needs a brace group, found {found}")
-        self.position += 1
-        self._push(_Frame(opener, "}", start, arguments=list(arguments)))
-
-    def _close(self) -> None:
-        frame = self.stack.pop()
-        arguments = [*frame.arguments, Row(tuple(frame.items))]
-        if frame.closer == "]" or len(arguments) < self._wanted(frame):
-            self._open(frame.opener, arguments, frame.position)
-            return
-        self.position += 1
-        items = self.stack[-1].items
-        if frame.opener in ("_", "^"):
-            self._attach(frame.opener, arguments[0])
-        elif frame.opener == "{":
-            items.append(Group(arguments[0]))
-        elif frame.opener == "\\frac":
-            items.append(Fraction(arguments[0], arguments[1]))
-        elif frame.opener == "\\sqrt":
-            items.append(Root(arguments[-1], arguments[0] if len(arguments) == 2 else None))
-        elif frame.opener.startswith("\\begin{"):
-            items.append(Environment(frame.opener[len("\\begin{") : -1], arguments[0]))
-        else:
-            items.append(Command(frame.opener, tuple(arguments)))
-
-    @staticmethod
-    def _wanted(frame: _Frame) -> int:
-        return 1 if frame.opener == "\\sqrt" else ARGUMENT_COUNTS.get(frame.opener, 1)
-
-    def _base(self) -> Node | None:
-        """What a script at this place belongs to; nothing at the start of a row, of a cell and of a line."""
-        items = self.stack[-1].items
-        last = items[-1] if items else None
-        return None if isinstance(last, Symbol) and last.token in ("&", "\\\\") else last
-
-    def _check_script(self, token: str) -> None:
-        base = self._base()
-        if isinstance(base, Scripts) and (base.sub if token == "_" else base.sup) is not None:
-            raise self._error(f"a second {'subscript' if token == '_' else 'superscript'} on one base")
-
-    def _attach(self, kind: str, row: Row) -> None:
-        items = self.stack[-1].items
-        base = self._base()
-        old = base if isinstance(base, Scripts) else Scripts(base)
-        if base is not None:
-            items.pop()
-        if kind == "_":
-            items.append(Scripts(old.base, row, old.sup, old.limits, sub_first=old.sup is None))
-        else:
-            items.append(Scripts(old.base, old.sub, row, old.limits, sub_first=old.sub is not None))
-
-    def _limits(self) -> None:
-        base = self._base()
-        if not isinstance(base, Symbol) or base.token not in LARGE_OPERATORS:
-            raise self._error("'\\limits' is allowed directly after a large operator only")
-        self.stack[-1].items[-1] = Scripts(base, limits=True)
-        self.position += 1
-
-    def _symbol(self, token: str) -> None:
-        one_character = len(token) == 1 and not token.isspace() and token not in _FORBIDDEN and token != "\\"
-        if not one_character and not _CONTROL_SEQUENCE.fullmatch(token):
-            raise self._error(f"{token!r} is not a token of LaTeX mathematics")
-        if token == "&" and not any(frame.opener.startswith("\\begin{") for frame in self.stack):
-            raise self._error("'&' is allowed between \\begin and \\end only")
-        self.stack[-1].items.append(Symbol(token))
-        self.position += 1
+def _is_prime(node: Node) -> bool:
+    return isinstance(node, Symbol) and node.token == "'"
 
 
-def parse_latex(tokens: Sequence[str] | str) -> Row:
-    """Parses the token form into a tree.
-
-    Args:
-        tokens (`Sequence[str]` or `str`): tokens, or a string of tokens separated by spaces.
-
-    Returns:
-        [`Row`]: the expression; `parse_latex(tokens).tokens()` gives the tokens back.
-
-    Raises:
-        LatexError: if the tokens are not derived by the grammar at the top of this file; `.position` is the index of
-            the token at fault (the number of tokens, if the end came too early).
-    """
-    return _Parser(tokens.split() if isinstance(tokens, str) else tokens).parse()
+def takes_limits(node: Node | None) -> bool:
+    return (isinstance(node, Symbol) and node.token in LARGE_OPERATORS) or (
+        isinstance(node, Command) and node.name == "\\mathop"
+    )
 
 
-def is_well_formed(tokens: Sequence[str] | str) -> bool:
-    """Whether [`parse_latex`] accepts the tokens: the property that grammar-constrained decoding guarantees."""
-    try:
-        parse_latex(tokens)
-    except LatexError:
+def base_of(items: Sequence[Node]) -> Node | None:
+    """What a script after `items` belongs to; nothing at the start of a row, of a cell and of a line."""
+    return None if not items or _is_separator(items[-1]) else items[-1]
+
+
+def add_scripts(base: Node | None, scripts: Scripts) -> Scripts | None:
+    """`scripts` put on `base`; `None` where that would make two subscripts or two superscripts."""
+    if not isinstance(base, Scripts):
+        return Scripts(base, scripts.sub, scripts.sup, scripts.limits, scripts.sub_first)
+    if None not in (base.sub, scripts.sub) or None not in (base.sup, scripts.sup):
+        return None
+    sub_first = base.sub is not None or (base.sup is None and scripts.sub_first)
+    return Scripts(
+        base.base, base.sub or scripts.sub, base.sup or scripts.sup, base.limits or scripts.limits, sub_first
+    )
+
+
+def prime_conflict(before: Sequence[Node], node: Node) -> bool:
+    """Whether `node` is a prime that LaTeX would take for a second superscript, or lead to a second subscript."""
+    lead, sub = (node.base, node.sub) if isinstance(node, Scripts) else (node, None)
+    if lead is None or not _is_prime(lead) or not before:
         return False
-    return True
+    nucleus: Node | None = before[-1]
+    if sub is not None:
+        nucleus = next((item for item in reversed(before) if not _is_prime(item)), None)
+    if not isinstance(nucleus, Scripts):
+        return False
+    return (nucleus.sup is not None) or (sub is not None and nucleus.sub is not None)
+
+
+class _Canonical:
+    """Builds the canonical items of a node from those of its children, which come first."""
+
+    def __init__(self, sort_scripts: bool, limits: LimitsRule):
+        self.sort_scripts = sort_scripts
+        self.limits = limits
+        self.done: dict[int, list[Node]] = {}
+
+    def visit(self, node: Node) -> None:
+        self.done[id(node)] = self._items(node)
+
+    def row(self, node: Node) -> Row:
+        return Row(tuple(self.done[id(node)]))
+
+    def _items(self, node: Node) -> list[Node]:
+        match node:
+            case Row(items):
+                return self._join(items)
+            case Group(body):
+                return self.done[id(body)]
+            case Scripts():
+                return self._scripts(node)
+            case Fraction(numerator, denominator):
+                return [Fraction(self.row(numerator), self.row(denominator))]
+            case Root(radicand, index):
+                return [Root(self.row(radicand), None if index is None else self.row(index))]
+            case Command(name, arguments, index):
+                rows = tuple(self.row(argument) for argument in arguments)
+                if name == "\\mathop" and len(rows[0].items) == 1 and takes_limits(rows[0].items[0]):
+                    return [rows[0].items[0]]
+                return [Command(name, rows, None if index is None else self.row(index))]
+            case Environment(name, body):
+                return [Environment(name, self.row(body))]
+        return [node]
+
+    def _join(self, children: Sequence[Node]) -> list[Node]:
+        """The children side by side. Braces that kept scripts apart stay where dropping them would change the tree."""
+        items: list[Node] = []
+        for child in children:
+            for node in self.done[id(child)]:
+                if isinstance(node, Scripts) and node.base is None and (base := base_of(items)) is not None:
+                    merged = self._sorted(add_scripts(base, node))
+                    if merged is not None and not prime_conflict(items[:-1], merged):
+                        items[-1] = merged
+                        continue
+                    node = Scripts(Group(Row(())), node.sub, node.sup, node.limits, node.sub_first)
+                elif prime_conflict(items, node):
+                    group = Group(Row((Symbol("'"),)))
+                    node = replace(node, base=group) if isinstance(node, Scripts) else group
+                items.append(node)
+        return items
+
+    def _scripts(self, node: Scripts) -> list[Node]:
+        sub, sup = (None if row is None or not self.done[id(row)] else self.row(row) for row in (node.sub, node.sup))
+        items = [] if node.base is None else list(self.done[id(node.base)])
+        limits = self._has_limits(node.limits, items[-1] if items else None)
+        if sub is None and sup is None and not (limits and node.limits):
+            return items
+        scripts = Scripts(None, sub, sup, limits, node.sub_first)
+        merged = self._sorted(add_scripts(base_of(items), scripts))
+        if merged is None or prime_conflict(items[:-1], merged) or (items and _is_separator(items[-1])):
+            return [replace(scripts, base=Group(Row(tuple(items))))]
+        return [*items[:-1], merged]
+
+    def _has_limits(self, written: bool, base: Node | None) -> bool:
+        if isinstance(base, Command):  # without it the script of \mathop would move from below it to beside it
+            return written
+        put = self.limits == "put" and isinstance(base, Symbol) and base.token in _PUT_LIMITS
+        return put or (written and self.limits != "drop")
+
+    def _sorted(self, scripts: Scripts | None) -> Scripts | None:
+        return replace(scripts, sub_first=True) if scripts is not None and self.sort_scripts else scripts

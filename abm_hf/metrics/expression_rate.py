@@ -20,8 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
-from ..data.latex import LatexError, Node, lex_latex, parse_latex
-
+from ..data.latex import LatexError, Row, lex_latex, parse_latex
 
 EVALUATOR = "abm_hf.expression_rate"
 
@@ -189,9 +188,9 @@ def _tokens(expression: Expression, name: str) -> list[str]:
     return tokens
 
 
-def _tree(tokens: list[str]) -> Node | None:
+def _canonical(tokens: list[str]) -> Row | None:
     try:
-        return parse_latex(tokens)
+        return parse_latex(tokens).canonical()
     except LatexError:
         return None
 
@@ -200,7 +199,7 @@ def _compare_trees(prediction: list[str], reference: list[str]) -> tuple[bool, b
     """Equal structure, equal tree."""
     if prediction == reference:
         return True, True
-    first, second = _tree(prediction), _tree(reference)
+    first, second = _canonical(prediction), _canonical(reference)
     if first is None or second is None or first.structure() != second.structure():
         return False, False
-    return True, first.canonical_tokens() == second.canonical_tokens()
+    return True, first == second
