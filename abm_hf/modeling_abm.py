@@ -22,6 +22,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_abm import ABMConfig
 from .loss_abm import aligned_distillation, cross_entropy, reading_order, released_distillation
+from .recurrence_abm import Memory, Weights, run_recurrence
 
 
 @dataclass
@@ -156,75 +157,6 @@ class ABMEncoder(nn.Module):
         )
 
 
-class CoverageEnergy(torch.autograd.Function):
-    """`vᵀ tanh(keys + query + coverage ∗ kernel)` for all positions, with little kept for the backward pass.
-
-    The intermediate of shape (N, L, D) is by far the largest thing in a decoder step. It is computed in place, and
-    recomputed for the gradient, instead of being stored a few times over for each of the T steps.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, keys: Tensor, query: Tensor, coverage: Tensor, kernel: Tensor, vector: Tensor) -> Tensor:
-        """
-        Args:
-            keys (B, L, D): the same for the N / B sequences of an image.
-            query (N, D), coverage (N, h, w), kernel (k², D), vector (D): k is odd.
-
-        Returns:
-            energies (N, L) in the precision of `keys`.
-        """
-        ctx.save_for_backward(keys, query, coverage, kernel, vector)
-        return CoverageEnergy._activation(keys, query, _patches(coverage, kernel, keys.dtype), kernel) @ vector.to(
-            keys.dtype
-        )
-
-    @staticmethod
-    def _activation(keys: Tensor, query: Tensor, patches: Tensor, kernel: Tensor) -> Tensor:
-        activation = patches @ kernel.to(patches.dtype)  # (N, L, D)
-        by_image = activation.view(len(keys), -1, *keys.shape[1:])  # (B, N / B, L, D)
-        by_image.add_(keys[:, None])
-        return activation.add_(query.to(activation.dtype)[:, None]).tanh_()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        keys, query, coverage, kernel, vector = ctx.saved_tensors
-        gradient = gradients[0].to(keys.dtype)
-        patches = _patches(coverage, kernel, keys.dtype)
-        activation = CoverageEnergy._activation(keys, query, patches, kernel)
-        d_vector = gradient.flatten() @ activation.flatten(0, 1)
-        # d tanh(x) = 1 - tanh²(x); in place, because this is the traffic that bounds the step.
-        inner = activation.square_().neg_().add_(1).mul_(vector.to(keys.dtype)).mul_(gradient[..., None])
-        d_patches = inner @ kernel.to(keys.dtype).T  # (N, L, k²)
-        d_kernel = patches.flatten(0, 1).T @ inner.flatten(0, 1)
-        size = _kernel_size(kernel)
-        d_coverage = F.fold(d_patches.transpose(1, 2).float(), coverage.shape[-2:], size, padding=size // 2).squeeze(1)
-        d_keys = inner if len(keys) == len(inner) else inner.view(len(keys), -1, *keys.shape[1:]).sum(1)
-        return (
-            d_keys,
-            inner.sum(1).to(query.dtype),
-            d_coverage.to(coverage.dtype),
-            d_kernel.to(kernel.dtype),
-            d_vector.to(vector.dtype),
-        )
-
-
-@dataclass
-class AttentionMemory:
-    """What a branch's attention needs of the pictures, the same at each step.
-
-    Args:
-        values (B, L, C): the features.
-        keys (B, L, D): their projection, biases of the coverage path included.
-        mask (B, h, w): `True` at positions of the picture.
-        kernel (k², D): the fused coverage kernel.
-    """
-
-    values: Tensor
-    keys: Tensor
-    mask: Tensor
-    kernel: Tensor
-
-
 class ABMAttention(nn.Module):
     """Attention aggregation module: where to look, given the state and where the branch has looked already.
 
@@ -255,53 +187,25 @@ class ABMAttention(nn.Module):
             kernels.append(F.pad(kernel.view(-1, *conv.kernel_size), (margin,) * 4).flatten(1).T)
         return torch.stack(kernels).sum(0)
 
-    def prepare(self, features: Tensor, mask: Tensor) -> AttentionMemory:
-        """The memory of pictures with `features` (B, L, C) and `mask` (B, h, w)."""
+    def prepare(self, features: Tensor, mask: Tensor) -> Memory:
+        """What the recurrence reads of pictures with `features` (B, L, C) and `mask` (B, h, w)."""
         bias = torch.stack([linear.bias for linear in self.coverage_maps]).sum(0)
         keys = self.key(features)
         # In one precision with the keys, or the sum would leave autocast's.
-        return AttentionMemory(features, keys + bias.to(keys.dtype), mask, self.fused_kernel())
-
-    def forward(self, state: Tensor, coverage: Tensor, memory: AttentionMemory) -> tuple[Tensor, Tensor]:
-        """
-        Args:
-            state (N, hidden_size): h̃, the state after the token.
-            coverage (N, h, w): the sum of the earlier attention maps.
-
-        Returns:
-            attention (N, h, w) in float32, and the context (N, C).
-        """
-        energy = CoverageEnergy.apply(
-            memory.keys, self.query(state), coverage, memory.kernel, self.energy.weight.squeeze(0)
-        )
-        images = len(memory.keys)
-        # Float32 and (inside softmax) less the maximum: exp overflows in half precision.
-        energy = energy.float().view(images, -1, energy.shape[-1])  # (B, N / B, L)
-        attention = energy.masked_fill(~memory.mask.flatten(1)[:, None], float("-inf")).softmax(-1)
-        context = attention.to(memory.values.dtype) @ memory.values  # (B, N / B, C)
-        return attention.view_as(coverage), context.flatten(0, 1)
+        return Memory(features, keys + bias.to(keys.dtype), mask)
 
 
 class ABMGRUCell(nn.Module):
-    """A gated recurrent unit with its biases on one side, the reset gate applied after the recurrent product."""
+    """Weights of a gated recurrent unit, gates stacked as reset, update, candidate, with its biases on one side.
+
+    `r, z = σ(input + recurrent)`, `n = tanh(input + r ⊙ recurrent)`, `h' = (1 − z) ⊙ n + z ⊙ h`: the reset gate is
+    applied after the recurrent product. The steps themselves are taken by `run_recurrence`.
+    """
 
     def __init__(self, input_size: int, hidden_size: int, bias_on: str):
         super().__init__()
         self.input = nn.Linear(input_size, 3 * hidden_size, bias=bias_on == "input")
         self.recurrent = nn.Linear(hidden_size, 3 * hidden_size, bias=bias_on == "recurrent")
-
-    def forward(self, projected_input: Tensor, hidden: Tensor) -> Tensor:
-        """
-        Args:
-            projected_input (N, 3 · hidden_size): `self.input(x)`, reset, update and candidate; computed outside so that
-                a whole sequence is projected at once where it is known.
-            hidden (N, hidden_size).
-        """
-        input_reset, input_update, input_candidate = projected_input.float().chunk(3, dim=-1)
-        reset, update, candidate = self.recurrent(hidden).float().chunk(3, dim=-1)
-        update = (input_update + update).sigmoid()
-        candidate = (input_candidate + (input_reset + reset).sigmoid() * candidate).tanh()
-        return torch.lerp(candidate, hidden, update)
 
 
 class ABMCache:
@@ -313,7 +217,7 @@ class ABMCache:
     is_compileable = False
     is_croppable = False
 
-    def __init__(self, memory: AttentionMemory, hidden: Tensor, coverage: Tensor):
+    def __init__(self, memory: Memory, hidden: Tensor, coverage: Tensor):
         self.memory = memory
         self.hidden = hidden
         self.coverage = coverage
@@ -366,26 +270,30 @@ class ABMDecoderBranch(nn.Module):
             logits (N, T, K) and attention maps (N, T, h, w).
         """
         embedded = self.embedding(tokens)  # (N, T, E)
-        projected = self.token_gru.input(embedded)
-        hidden, coverage = state.hidden, state.coverage
-        hiddens, contexts, attentions = [], [], []
-        for step in projected.unbind(1):
-            after_token = self.token_gru(step, hidden)
-            attention, context = self.attention(after_token, coverage, state.memory)
-            hidden = self.context_gru(self.context_gru.input(context), after_token)
-            coverage = coverage + attention
-            hiddens.append(hidden)
-            contexts.append(context)
-            attentions.append(attention)
-        state.hidden, state.coverage = hidden, coverage
+        # The recurrence itself stays in float32: its products are small, so that half precision would cost more in
+        # conversions than it gains, and rounding would add up over the steps. The large part, the attention's
+        # activation, follows the precision of the keys.
+        with torch.autocast(embedded.device.type, enabled=False):
+            hiddens, contexts, attentions, coverage = run_recurrence(
+                self.token_gru.input(embedded), state.hidden, state.coverage, state.memory, self._step_weights()
+            )
+        state.hidden, state.coverage = hiddens[-1], coverage
         state.length += tokens.shape[1]
-        mixed = (
-            self.output_context(torch.stack(contexts, 1))
-            + self.output_hidden(torch.stack(hiddens, 1))
-            + self.output_embedding(embedded)
-        )
+        mixed = self.output_context(contexts) + self.output_hidden(hiddens)  # (T, N, E)
+        mixed = mixed.transpose(0, 1) + self.output_embedding(embedded)
         maxout = mixed.unflatten(-1, (-1, 2)).amax(-1)  # (N, T, E / 2)
-        return self.classifier(self.dropout(maxout)), torch.stack(attentions, 1)
+        return self.classifier(self.dropout(maxout)), attentions.transpose(0, 1)
+
+    def _step_weights(self) -> Weights:
+        return Weights(
+            token=self.token_gru.recurrent.weight,
+            query=self.attention.query.weight,
+            kernel=self.attention.fused_kernel(),
+            energy=self.attention.energy.weight.squeeze(0),
+            context_input=self.context_gru.input.weight,
+            context_recurrent=self.context_gru.recurrent.weight,
+            context_bias=self.context_gru.recurrent.bias,
+        )
 
 
 class ABMPreTrainedModel(PreTrainedModel):
@@ -582,16 +490,6 @@ def _masked(features: Tensor, mask: Tensor | None) -> Tensor:
 def _first_masked_level(pixel_mask: Tensor | None) -> Tensor | None:
     """The mask, or `None` where it hides nothing, which saves its work at every layer."""
     return None if pixel_mask is None or bool((pixel_mask != 0).all()) else pixel_mask
-
-
-def _kernel_size(kernel: Tensor) -> int:
-    return round(len(kernel) ** 0.5)
-
-
-def _patches(coverage: Tensor, kernel: Tensor, dtype: torch.dtype) -> Tensor:
-    """The k × k surroundings of each position, (N, L, k²), zeros beyond the border."""
-    size = _kernel_size(kernel)
-    return F.unfold(coverage[:, None].to(dtype), size, padding=size // 2).transpose(1, 2)
 
 
 __all__: Sequence[str] = ["ABMEncoderOutput", "ABMForConditionalGeneration", "ABMOutput", "ABMPreTrainedModel"]
