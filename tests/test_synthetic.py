@@ -7,15 +7,14 @@ import sys
 import numpy as np
 import pytest
 
-from abm_hf.data.latex import LatexError, is_well_formed
-from abm_hf.data.synthetic import STRUCTURE_TOKENS, handwritten, synthetic_ink, synthetic_stream
-from abm_hf.data.synthetic_grammar import ExpressionGrammar
+from abm_hf.data.latex import is_well_formed
+from abm_hf.data.synthetic import STRUCTURE_TOKENS, synthetic_ink
 
 SEEDS = range(200)
 
 
 def visible_tokens(label: str) -> list[str]:
-    """The tokens of a label that are written, worked out without the package: the brackets of a root's index are not."""
+    """The tokens of a label that are written, worked out without the package: not the brackets of a root's index."""
     tokens = label.split()
     kept, closers = [], []
     for index, token in enumerate(tokens):
