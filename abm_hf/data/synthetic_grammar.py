@@ -44,9 +44,10 @@ _GREEK = _weights(r"\theta:10 \pi:8 \alpha:8 \beta:6 \gamma:2.5 \phi:2.5 \sigma:
 LETTER = Table({**_LATIN, **{token: weight * 0.45 for token, weight in _GREEK.items()}})
 ANGLE = Table(_weights(r"x:6 \theta:7 \alpha:4 \beta:3 y:2 A:2 B:1 C:1 \phi:2 a:1 b:1 t:1.5 z:1 \gamma:1 u:.7"))
 DIGIT = Table(_weights("1:24 2:24 3:12 4:9 5:6.5 6:5.5 7:5 8:5 9:5 0:8"))
-SMALL = Table(_weights("2:30 1:18 3:11 4:6 n:6 5:3 6:2 x:2 0:1 8:1 7:1 9:1"))
+SMALL = Table(_weights("2:40 3:11 n:7 4:5 1:4 5:3 x:2.5 6:2 k:1 i:1 t:1 m:1 8:.7 7:.7 0:.5 9:.5"))
+ROOT_INDEX = Table(_weights("3:10 n:5 x:2 4:2 5:2 k:1 m:1 6:.7 7:.4 8:.4 9:.4"))
 RELATION = Table(_weights(r"=:62 \leq:6 \geq:4.5 <:4 >:3 \neq:4 \rightarrow:2.5 \in:.6"))
-PLUS = Table(_weights(r"+:52 -:38 \pm:2.6 \times:6 \div:3.2 \cdot:3.2 /:1.6"))
+PLUS = Table(_weights(r"+:52 -:38 \pm:1.6 \times:2.6 \div:.9 \cdot:1.6 /:1.0"))
 NUMERIC = Table(_weights(r"+:30 -:24 \times:22 \div:10 /:9 \cdot:2 \pm:2"))
 FUNCTION = Table(_weights(r"\sin:30 \cos:24 \tan:11 \log:13"))
 INDEX = Table(_weights("1:20 2:14 n:16 i:14 0:8 k:8 j:7 3:6 m:3 x:2 y:2 z:2 t:1.5 a:2 b:2 p:1.5 4:2 r:1 e:1 q:1 g:.7"))
@@ -74,6 +75,7 @@ class ExpressionGrammar:
     def __init__(self, rng: np.random.Generator):
         self._rng = rng
         self._pool: list[float] = []
+        self._cast: list[str] = []
 
     def expression(self, min_tokens: int = 1, max_tokens: int = 80) -> Tokens:
         """One expression of `min_tokens` to `max_tokens` tokens, most often near a length drawn as in CROHME.
@@ -87,6 +89,7 @@ class ExpressionGrammar:
         while True:
             target = float(np.interp(low + (high - low) * self.uniform(), LENGTH_QUANTILES, LENGTHS))
             length = min(max(int(target), min_tokens), max_tokens)
+            self._cast = [self.draw(LETTER) for _ in range(2 + self.below(3))]
             tokens = self._statement(length)
             if min_tokens <= len(tokens) <= max_tokens:
                 return tokens
@@ -100,6 +103,10 @@ class ExpressionGrammar:
 
     def chance(self, probability: float) -> bool:
         return self.uniform() < probability
+
+    def letter(self) -> str:
+        """A letter; mostly one of the few that this expression is about, as real formulas repeat their variables."""
+        return self._cast[self.below(len(self._cast))] if self.chance(0.6) else self.draw(LETTER)
 
     def below(self, count: int) -> int:
         return int(self.uniform() * count)
@@ -120,15 +127,16 @@ class ExpressionGrammar:
             return [self.draw(LONE)]
         return self._one_of(
             [
-                (30 if size < 9 else 14, 2, self.sum),
+                (32 if size < 9 else 14, 2, self.sum),
                 (34, 3, self._relation),
-                (7, 5, self._arithmetic),
+                (5, 5, self._arithmetic),
                 (2.2, 7, self._sequence),
                 (1.6, 4, self._quantified),
                 (3, 9, self._limit_equation),
                 (1.5, 9, self._chain),
                 (2.2 if size < 9 else 0.8, 2, self._fragment),
                 (1, 9, self._definition),
+                (5, 8, self._polynomial),
             ],
             size,
         )
@@ -155,7 +163,7 @@ class ExpressionGrammar:
 
     def _definition(self, size: int) -> Tokens:
         head = [self.draw(NAME), *(["^", "{", self._prime(), "}"] if self.chance(0.3) else [])]
-        head += ["(", self.draw(LETTER), *([",", self.draw(LETTER)] if self.chance(0.35) else []), ")", "="]
+        head += ["(", self.letter(), *([",", self.letter()] if self.chance(0.35) else []), ")", "="]
         return head + self.sum(max(1, size - len(head)))
 
     def _arithmetic(self, size: int) -> Tokens:
@@ -179,7 +187,7 @@ class ExpressionGrammar:
             tokens.append(self.draw(NUMERIC))
 
     def _sequence(self, size: int) -> Tokens:
-        letter, last = self.draw(LETTER), "n" if self.chance(0.7) else self.draw(INDEX)
+        letter, last = self.letter(), "n" if self.chance(0.7) else self.draw(INDEX)
         subscripted = size >= 20 or (size >= 15 and self.chance(0.7))
         dots, sign = ("\\ldots", ",") if self.chance(0.6) else ("\\cdots" if self.chance(0.7) else "\\ldots", "+")
 
@@ -198,12 +206,12 @@ class ExpressionGrammar:
         return [*tokens, "=", *self.sum(rest)] if sign == "+" and rest >= 1 else tokens
 
     def _quantified(self, size: int) -> Tokens:
-        variable = self.draw(LETTER)
+        variable = self.letter()
         tokens = ["\\forall" if self.chance(0.6) else "\\exists", variable]
         if size >= 4 and self.chance(0.85):
             tokens += ["\\in", self.draw(SET)]
         if size >= 12 and self.chance(0.4):
-            tokens += ["\\exists", self.draw(LETTER), "\\in", self.draw(SET)]
+            tokens += ["\\exists", self.letter(), "\\in", self.draw(SET)]
         rest = size - len(tokens) - 1
         return [*tokens, ",", *self._relation(rest)] if rest >= 3 else tokens
 
@@ -213,6 +221,25 @@ class ExpressionGrammar:
         if rest >= 1:
             tokens += ["=", *(["\\infty"] if self.chance(0.2) else self.sum(min(rest, 1 + self.below(6))))]
         return tokens
+
+    def _polynomial(self, size: int) -> Tokens:
+        """Powers of one letter with coefficients, or the same power of several letters."""
+        tail = ["=", "0" if self.chance(0.6) else self.draw(DIGIT)] if self.chance(0.4) else []
+        room = size - len(tail)
+        letters = [self.letter()] if self.chance(0.65) else [self.draw(LETTER) for _ in range(3)]
+        degree = min(9, max(2, (room + 3) // 8 + self.below(2)))
+        tokens: Tokens = []
+        for place in range(9):
+            power = degree - place if len(letters) == 1 else 2
+            term = [letters[place % len(letters)], "^", "{", str(power), "}"]
+            term = term[:1] if power == 1 else ([] if power < 1 else term)
+            if not term or self.chance(0.4):
+                term = [*([self.letter()] if self.chance(0.5) else self.number(1 + self.below(2))), *term]
+            joint = [] if not tokens else ["+" if self.chance(0.6) else "-"]
+            if len(tokens) + len(joint) + len(term) > room or power < 0:
+                break
+            tokens += joint + term
+        return tokens + tail if tokens else self.sum(size)
 
     def _fragment(self, size: int) -> Tokens:
         """Half-sentences as pen-based corpora have them: an operator with nothing before it, three dots, a sign."""
@@ -229,7 +256,7 @@ class ExpressionGrammar:
         while True:
             rest = size - len(tokens)
             # Terms of a few tokens, but sometimes one structure takes the whole budget.
-            want = rest if rest <= 2 or self.chance(0.3) else min(rest, 1 + int(-7.5 * np.log(1 - self.uniform())))
+            want = rest if rest <= 2 or self.chance(0.42) else min(rest, 1 + int(-17 * np.log(1 - self.uniform())))
             tokens += self._term(want)
             rest = size - len(tokens)
             if rest < 2:
@@ -240,31 +267,35 @@ class ExpressionGrammar:
             tokens.append(self.draw(PLUS))
 
     def _term(self, size: int) -> Tokens:
-        tokens = self.number(min(size - 1, 1 if self.chance(0.75) else 2)) if size >= 2 and self.chance(0.2) else []
+        if self.chance(0.27 if size < 4 else 0.08):
+            tokens = self.number(min(size, 1 + self.below(3)))
+            if size - len(tokens) < 1 or self.chance(0.6):
+                return tokens
+        else:
+            tokens = []
         while True:
             tokens += self._factor(size - len(tokens))
-            if size - len(tokens) < 1 or not self.chance(0.42):
+            if size - len(tokens) < 1 or not self.chance(0.5):
                 return tokens
 
     def _factor(self, size: int) -> Tokens:
         return self._one_of(
             [
-                (26, 1, lambda n: [self.draw(LETTER)]),
-                (12, 1, lambda n: self.number(min(n, 1 + self.below(3)))),
-                (0.7, 1, lambda n: ["\\infty"]),
-                (14, 5, self._power),
-                (10, 5, self._subscripted),
-                (2.4, 9, self._both_scripts),
-                (0.9, 2, lambda n: [self.draw(LETTER), "!"] if self.chance(0.7) else [self.draw(DIGIT), "!"]),
-                (0.5, 2, lambda n: [self.draw(LETTER), "\\prime" if self.chance(0.5) else "'"]),
-                (20, 7, self._fraction),
-                (11, 4, self._root),
-                (17, 5, self._fenced),
-                (8, 4, self._applied),
-                (8.5, 2, self._function),
-                (4.6, 2, self._sum_operator),
-                (4.8, 3, self._integral),
-                (1.2, 9, self._limit),
+                (30 if size < 5 else 10, 1, lambda n: [self.letter()]),
+                (0.5, 1, lambda n: ["\\infty"]),
+                (25, 5, self._power),
+                (21, 5, self._subscripted),
+                (5.5, 9, self._both_scripts),
+                (0.5, 2, lambda n: [self.letter(), "!"] if self.chance(0.7) else [self.draw(DIGIT), "!"]),
+                (0.25, 2, lambda n: [self.letter(), self._prime()]),
+                (31 if size < 14 else 48, 7, self._fraction),
+                (13, 4, self._root),
+                (18, 5, self._fenced),
+                (7, 4, self._applied),
+                (4, 2, self._function),
+                (1.2 if size < 9 else 4, 2, self._sum_operator),
+                (1.8 if size < 9 else 6.5, 3, self._integral),
+                (1.6, 9, self._limit),
             ],
             size,
         )
@@ -280,7 +311,7 @@ class ExpressionGrammar:
 
     def _script(self, size: int, table: Table) -> Tokens:
         """The inside of a script of at most `size` tokens, mostly one."""
-        if size < 2 or self.chance(0.72):
+        if size < 2 or self.chance(0.66):
             return [self.draw(table)]
         if self.chance(0.35) and size >= 3:
             return [self.draw(table), "+" if self.chance(0.5) else "-", "1" if self.chance(0.7) else self.draw(SMALL)]
@@ -291,21 +322,21 @@ class ExpressionGrammar:
         return self.sum(min(size, 2 + self.below(6)))
 
     def _base(self) -> str:
-        return self.draw(LETTER) if self.chance(0.86) else self.draw(DIGIT)
+        return self.letter() if self.chance(0.86) else self.draw(DIGIT)
 
     def _power(self, size: int) -> Tokens:
         return [self._base(), "^", "{", *self._script(size - 4, SMALL), "}"]
 
     def _subscripted(self, size: int) -> Tokens:
-        return [self.draw(LETTER), "_", "{", *self._script(size - 4, INDEX), "}"]
+        return [self.letter(), "_", "{", *self._script(size - 4, INDEX), "}"]
 
     def _both_scripts(self, size: int) -> Tokens:
         low = self._script(size - 8, INDEX)
-        return [self.draw(LETTER), "_", "{", *low, "}", "^", "{", *self._script(size - 7 - len(low), SMALL), "}"]
+        return [self.letter(), "_", "{", *low, "}", "^", "{", *self._script(size - 7 - len(low), SMALL), "}"]
 
     def _fraction(self, size: int) -> Tokens:
         inside = size - 5
-        if inside > 12 and self.chance(0.6):
+        if inside > 14 and self.chance(0.4):
             inside = 3 + self.below(12)
         top = max(1, int(inside * (0.2 + 0.6 * self.uniform())))
         numerator = self.number(1) if self.chance(0.25) else self.sum(top)
@@ -317,7 +348,7 @@ class ExpressionGrammar:
     def _root(self, size: int) -> Tokens:
         index: Tokens = []
         if size >= 7 and self.chance(0.11):
-            index = ["[", "n" if self.chance(0.3) else ("3" if self.chance(0.5) else self.draw(SMALL)), "]"]
+            index = ["[", self.draw(ROOT_INDEX), "]"]
         inside = size - 3 - len(index)
         inside = min(inside, 1 + self.below(12)) if self.chance(0.7) else inside
         return ["\\sqrt", *index, "{", *self.sum(max(1, inside)), "}"]
@@ -340,11 +371,11 @@ class ExpressionGrammar:
             head += ["_", "{", self.draw(INDEX), "}"]
         rest = size - len(head) - 2
         if rest >= 3 and self.chance(0.3):
-            return [*head, "(", self.draw(LETTER), ",", self.draw(LETTER), ")"]
+            return [*head, "(", self.letter(), ",", self.letter(), ")"]
         return [
             *head,
             "(",
-            *([self.draw(LETTER)] if self.chance(0.6) else self.sum(min(rest, 1 + self.below(6)))),
+            *([self.letter()] if self.chance(0.6) else self.sum(min(rest, 1 + self.below(6)))),
             ")",
         ]
 
@@ -379,7 +410,7 @@ class ExpressionGrammar:
     def _integral(self, size: int) -> Tokens:
         head = ["\\int"]
         if size >= 13 and self.chance(0.72):
-            head += ["\\limits"] if self.chance(0.32) else []
+            head += ["\\limits"] if self.chance(0.45) else []
             low = ["0"] if self.chance(0.45) else (["-", "\\infty"] if self.chance(0.12) else [self.draw(INDEX)])
             high = ["\\infty"] if self.chance(0.2) else self._script(1, INDEX)
             high = ["+", "\\infty"] if high == ["\\infty"] and self.chance(0.3) else high

@@ -29,6 +29,7 @@ class Hand:
         gap_noise (`float`): Relative spread of the spaces.
         script_size (`float`): Size of scripts relative to their base.
         script_rise (`float`): How far scripts stand from the middle of their base, relative to the usual.
+        line_gap (`float`): Space between what stands above each other, as around fraction bars.
         fraction_size (`float`): Size of numerators and denominators relative to the line.
         operator_size (`float`): Size of sums and integrals relative to their shapes.
         overhang (`float`): How far bars reach over what they cover.
@@ -54,6 +55,7 @@ class Hand:
     gap_noise: float
     script_size: float
     script_rise: float
+    line_gap: float
     fraction_size: float
     operator_size: float
     overhang: float
@@ -80,14 +82,15 @@ class Hand:
             size_noise=0.04 + 0.1 * care * uniform(0.4, 1.3),
             tilt_noise=np.radians(1.2 + 4.5 * care * uniform(0.3, 1.3)),
             baseline_noise=0.3 + 1.3 * care * uniform(0.3, 1.3),
-            gap=float(np.exp(normal(0.95, 0.38))),
-            operator_gap=float(np.exp(normal(0.8, 0.6))),
-            gap_noise=uniform(0.15, 0.45),
+            gap=float(np.exp(normal(1.15, 0.45))),
+            operator_gap=float(np.exp(normal(1.15, 0.75))),
+            gap_noise=uniform(0.2, 0.6),
             script_size=float(np.clip(normal(0.66, 0.09), 0.45, 0.9)),
-            script_rise=float(np.clip(normal(1, 0.18), 0.5, 1.5)),
+            script_rise=float(np.clip(normal(1.15, 0.3), 0.5, 2.2)),
+            line_gap=float(np.exp(normal(1.05, 0.35))),
             fraction_size=float(np.clip(normal(0.88, 0.09), 0.65, 1.05)),
             operator_size=float(np.exp(normal(0.2, 0.2))),
-            overhang=float(np.exp(normal(0.6, 0.6))),
+            overhang=float(np.exp(normal(0.8, 0.6))),
             slope=float(np.radians(normal(0.2, 1.4))),
             drift=0.9 * care * uniform(0, 1.6),
             elastic=0.2 + 0.9 * care * uniform(0, 1.4),
@@ -133,7 +136,7 @@ def trace_mark(mark: Mark, hand: Hand, rng: np.random.Generator) -> list[np.ndar
     """The strokes of one glyph in place: arrays of shape `(P, 2)`, y up, densely sampled."""
     small = min(abs(mark.width), abs(mark.height))
     # A small symbol is written less exactly than a large one, relative to its size.
-    noise = hand.wobble * small ** (-0.35) if mark.control is None else hand.wobble * 0.9
+    noise = hand.wobble * small ** (-0.35) if mark.control is None else hand.wobble * 0.75
     cut = float(np.clip(hand.corner_cut + rng.normal(0, 0.2), 0, 1.2))
     matrix = np.array([[mark.width, 0.0], [mark.shear * mark.height, mark.height]])  # row vectors: point @ matrix
     if mark.tilt:

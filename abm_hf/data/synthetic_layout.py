@@ -177,9 +177,11 @@ class Layout:
             gap += self._positive(1.5, 0.5)
         if after in SPELT:
             gap += self._positive(1.0, 0.5)
-        if after in (",", ".", "!", "'", "\\prime"):
+        if after in (",", "!", "'", "\\prime"):
             gap *= 0.5
-        return gap * scale
+        # A point must not vanish in the foot of the digit beside it, nor may letters merge as a rule.
+        least = 2.0 if "." in (before, after) else 0.6
+        return max(gap, least) * scale
 
     def _symbol(self, token: str, scale: float, extent: tuple[float, float] | None) -> Block:
         if token in SPELT:
@@ -231,7 +233,7 @@ class Layout:
         for letter in SPELT[token]:
             block = self._symbol(letter, size, None)
             block.move(end, 0.0)
-            end += block.width + (0.1 if joined else self._positive(0.55 * self.hand.gap, 0.3)) * size
+            end += block.width + self._positive(0.8 if joined else max(0.6, 0.55 * self.hand.gap), 0.3) * size
             marks += block.label[0].marks
             bottom, top = min(bottom, block.bottom), max(top, block.top)
         written = Written(token, marks, joined)
@@ -245,9 +247,9 @@ class Layout:
         return self._with_scripts(node, base, scale)
 
     def _puts_limits(self, token: str | None, limits: bool) -> bool:
-        """Whether the scripts go below and above; `\\limits` says so, and habit does for sums and limits."""
-        likely = {"\\sum": 0.93, "\\lim": 0.96, "\\int": 0.04}
-        return limits or (token in likely and self.rng.random() < likely[str(token)])
+        """Whether the scripts go below and above: habit more than `\\limits` decides about that."""
+        likely = {"\\sum": 0.85, "\\lim": 0.97, "\\int": 0.65 if limits else 0.06}
+        return token in likely and self.rng.random() < likely[str(token)]
 
     def _with_limits(self, node: Scripts, base: Block, scale: float) -> Block:
         small = max(SMALLEST_SCALE, scale * self.hand.script_size * 0.92)
@@ -257,7 +259,7 @@ class Layout:
         width = max([base.width, *(part.width for part in parts.values())])
         base.move((width - base.width) / 2, 0.0)
         for name, part in parts.items():
-            gap = self._positive(2.2, 0.4) * scale
+            gap = self._positive(0.9 * self.hand.line_gap, 0.4) * scale
             x = (width - part.width) / 2 + self._normal(0.0, 1.0) * scale
             part.move(x, base.bottom - gap - part.top if name == "sub" else base.top + gap - part.bottom)
         return self._joined_blocks(node, base, parts, width)
@@ -272,7 +274,7 @@ class Layout:
         height = base.top - floor
         width = base.width
         for name, part in parts.items():
-            gap = self._positive(0.5 * hand.gap, hand.gap_noise) * scale
+            gap = self._positive(0.6 * hand.gap, hand.gap_noise) * scale
             if name == "sup":
                 overlap = self._normal(0.3, 0.08) / hand.script_rise * min(height, 18 * scale)
                 y = base.top - overlap - part.bottom
@@ -312,7 +314,7 @@ class Layout:
         length = max(numerator.width, denominator.width, 6 * scale) + sum(overhang)
         axis = (AXIS + self._normal(0.0, 0.8)) * scale
         for block, above in ((numerator, True), (denominator, False)):
-            gap = self._positive(2.4, 0.35) * scale
+            gap = self._positive(max(1.6, hand.line_gap), 0.35) * scale
             x = (length - block.width) / 2 + self._normal(0.0, 0.06) * (length - block.width)
             block.move(x, axis + gap - block.bottom if above else axis - gap - block.top)
         bar = self._bar(length, axis, scale)
@@ -337,7 +339,7 @@ class Layout:
     def _root(self, node: Root, scale: float) -> Block:
         body = self._row(node.radicand, scale)
         hook = self._positive(5.5, 0.2) * scale
-        clear = self._positive(2.2, 0.35) * scale
+        clear = self._positive(0.85 * self.hand.line_gap, 0.35) * scale
         inset = self._positive(1.4, 0.4) * scale
         low, high = body.bottom - self._normal(0.3, 0.8) * scale, body.top + clear
         end = hook + inset + body.width + self._positive(1.5, 0.5) * scale

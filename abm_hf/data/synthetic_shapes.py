@@ -152,7 +152,7 @@ SHAPES: dict[str, tuple[str, ...]] = {
         "3* .5,9.5 .6,0! 1,6 4,9.8 6.5,7.5 6.6,0",
         "1.5*~ -2,6 .8,9.5 1.5,7 1,0! 2,6 4.8,9.7 6.6,7 6.5,1.5 7.8,0 10.5,2.5",
         ".5,9.5 .3,0! 3,8.5 5.5,9 6.5,1 8,.5",
-        ".5,9.8 .8,0! .8,9! 7,.5! 7,9.8",
+        ".3* .5,9.8 .8,0! .8,9! 7,.5! 7,9.8",
     ),
     "o": (
         "3* 4.5,10 1,8 .3,3 3.5,0 7.5,2.5 7.5,7.5 4.2,10.2",
@@ -429,7 +429,7 @@ SPELT: dict[str, str] = {"\\sin": "sin", "\\cos": "cos", "\\tan": "tan", "\\log"
 #: Which characters of which single-stroke Hershey fonts serve as further shapes: font -> (weight, joined-up,
 #: characters to tokens). `cursive` is a school hand; `futural` is a draughtsman's print.
 HERSHEY: dict[str, tuple[float, bool, dict[str, str]]] = {
-    "cursive": (1.0, True, {c: c for c in "abcdefghijklmnopqrstuvwxyzCELNPRSVXY"}),
+    "cursive": (1.0, True, {c: c for c in "abcdefghijklmnopqrstuvwxyzCELNVY"}),
     "futural": (0.8, False, {c: c for c in "0123456789abcdefghijkmnopqrstuvwxyzABCEFGHILMNPRSTVXY!"}),
     "greek": (
         0.8,
