@@ -78,7 +78,7 @@ _SYNONYMS: Mapping[str, str] = {
     **{"\\dots": "\\ldots", "\\dotsc": "\\ldots", "\\dotso": "\\ldots", "\\dotsb": "\\cdots", "\\dotsm": "\\cdots"},
     **{"\\lbrack": "[", "\\rbrack": "]", "\\lbrace": "\\{", "\\rbrace": "\\}", "\\ast": "*", "\\colon": ":"},
     **{"\\vert": "|", "\\lvert": "|", "\\rvert": "|", "\\mid": "|", "\\|": "\\parallel", "\\Vert": "\\parallel"},
-    **{"\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\cfrac": "\\frac", "\\gets": "\\leftarrow", "%": "\\%", "#": "\\#"},
+    **{"\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\cfrac": "\\frac", "\\gets": "\\leftarrow"},
 }
 """Other spellings of the same sign. A spelling that the vocabulary itself holds is left alone."""
 
@@ -112,8 +112,8 @@ _ENVIRONMENTS = frozenset(
 _TOKEN = re.compile(r"\\(begin|end)\s*\{\s*([A-Za-z]+\*?)\s*\}|\\(?:[A-Za-z]+|.)|\S", re.DOTALL)
 
 # CROHME spells these out now and then; the published labels have "\log", "\lim" but "a _ { t a n }", and "sin", "cos"
-# and "div" occur in 2013 truths of the same origin (RIT), so they are taken the same way.
-_SPELLED_OUT = re.compile(r"(?<![\\A-Za-z])(?:(log|lim|sin|cos|div)|(l o g|l i m))(?![A-Za-z])")
+# and "div" occur in 2013 truths of the same origin (RIT), so they are taken the same way. "\mathrm{div}" stays.
+_SPELLED_OUT = re.compile(r"(?<![\\A-Za-z])(?:log|lim|sin|cos|(?<=\s)div|l o g|l i m)(?![A-Za-z])")
 _GLUED = re.compile(r"\\([lg]t)(?=[A-Za-z](?![A-Za-z]))")  # "\gtM" for "\gt M"
 _ABOVE = re.compile(r"\bABOVE\b")  # RIT writes "\sqrt {x} ABOVE {n}" for an index
 
@@ -170,12 +170,16 @@ def normalize_latex(
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"unknown label convention {convention!r}: choose one of {', '.join(CONVENTIONS)}")
-    text = _SPELLED_OUT.sub(lambda found: "\\" + found.group().replace(" ", "") + " ", raw)
+    text = _SPELLED_OUT.sub(lambda found: f"\\{found.group().replace(' ', '')} ", raw)
     text = _ABOVE.sub(r"\\ABOVE ", _GLUED.sub(r"\\\1 ", text))
     tokens = _respell(lex_latex(text), vocabulary)
     if convention != "written" and (vocabulary is None or "\\prime" in vocabulary):
         tokens = _expand_primes(tokens)
-    tree = parse_latex(_move_indices(_Bracer(tokens).run()))
+    braced = _move_indices(_Bracer(tokens).run())
+    try:
+        tree = parse_latex(braced)
+    except LatexError as error:
+        raise LatexError(f"{error}, in {' '.join(braced)!r}", token=error.token) from error
     tree = tree.canonical(sort_scripts=convention != "written", limits=_LIMITS[convention])
     _check_arguments(tree)
     result = tree.tokens()
@@ -213,6 +217,8 @@ def _respell(tokens: list[str], vocabulary: Collection[str] | None) -> list[str]
 
 
 def _spellings(token: str, vocabulary: Collection[str] | None) -> tuple[str, ...]:
+    if token in ("%", "#"):
+        return ("\\" + token,)  # whatever the vocabulary holds: bare, TeX would not print them
     if vocabulary is not None and token in vocabulary:
         return (token,)
     if token in _UNSUPPORTED or (token.startswith("\\begin{") and token[7:-1].rstrip("*") not in _ENVIRONMENTS):

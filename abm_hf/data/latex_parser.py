@@ -79,7 +79,7 @@ class _Frame:
     """A bracket that is still open: `opener` is the command it belongs to, `closer` the token that ends it."""
 
     opener: str
-    closer: str
+    closer: str | None  # None for the whole expression
     position: int
     items: list[Node] = field(default_factory=list)
     arguments: list[Row] = field(default_factory=list)
@@ -92,7 +92,7 @@ class _Parser:
     def __init__(self, tokens: Sequence[str]):
         self.tokens = tokens
         self.position = 0
-        self.stack = [_Frame("", "", 0)]
+        self.stack = [_Frame("", None, 0)]
         self.environments = 0
 
     def parse(self) -> Row:
@@ -185,7 +185,7 @@ class _Parser:
         scripts = Scripts(None, empty) if token == "_" else Scripts(None, None, empty)
         base = base_of(items)
         merged = add_scripts(base, scripts)
-        if merged is None or (base is not None and prime_conflict(items[:-1], merged)):
+        if merged is None or (base is not None and prime_conflict(items, len(items) - 1, merged)):
             raise self._error(f"a second {'subscript' if token == '_' else 'superscript'} on one base")
 
     def _limits(self) -> None:
@@ -203,11 +203,12 @@ class _Parser:
         if token == "&" and not self.environments:
             raise self._error("'&' is allowed between \\begin and \\end only")
         symbol = Symbol(token)
-        if prime_conflict(self.stack[-1].items, symbol):
+        items = self.stack[-1].items
+        if prime_conflict(items, len(items), symbol):
             raise self._error(
                 'a prime after a superscript is a second superscript: write it inside, "^ { 2 \\prime }"'
             )
-        self.stack[-1].items.append(symbol)
+        items.append(symbol)
         self.position += 1
 
 

@@ -226,14 +226,14 @@ def add_scripts(base: Node | None, scripts: Scripts) -> Scripts | None:
     )
 
 
-def prime_conflict(before: Sequence[Node], node: Node) -> bool:
-    """Whether `node` is a prime that LaTeX would take for a second superscript, or lead to a second subscript."""
+def prime_conflict(items: Sequence[Node], end: int, node: Node) -> bool:
+    """Whether `node` behind `items[:end]` is a prime that makes a second superscript or leads to a second subscript."""
     lead, sub = (node.base, node.sub) if isinstance(node, Scripts) else (node, None)
-    if lead is None or not _is_prime(lead) or not before:
+    if lead is None or not _is_prime(lead):
         return False
-    nucleus: Node | None = before[-1]
-    if sub is not None:
-        nucleus = next((item for item in reversed(before) if not _is_prime(item)), None)
+    while sub is not None and end > 0 and _is_prime(items[end - 1]):
+        end -= 1
+    nucleus = items[end - 1] if end > 0 else None
     if not isinstance(nucleus, Scripts):
         return False
     return (nucleus.sup is not None) or (sub is not None and nucleus.sub is not None)
@@ -281,11 +281,11 @@ class _Canonical:
             for node in self.done[id(child)]:
                 if isinstance(node, Scripts) and node.base is None and (base := base_of(items)) is not None:
                     merged = self._sorted(add_scripts(base, node))
-                    if merged is not None and not prime_conflict(items[:-1], merged):
+                    if merged is not None and not prime_conflict(items, len(items) - 1, merged):
                         items[-1] = merged
                         continue
                     node = Scripts(Group(Row(())), node.sub, node.sup, node.limits, node.sub_first)
-                elif prime_conflict(items, node):
+                elif prime_conflict(items, len(items), node):
                     group = Group(Row((Symbol("'"),)))
                     node = replace(node, base=group) if isinstance(node, Scripts) else group
                 items.append(node)
@@ -295,11 +295,11 @@ class _Canonical:
         sub, sup = (None if row is None or not self.done[id(row)] else self.row(row) for row in (node.sub, node.sup))
         items = [] if node.base is None else list(self.done[id(node.base)])
         limits = self._has_limits(node.limits, items[-1] if items else None)
-        if sub is None and sup is None and not (limits and node.limits):
+        if sub is None and sup is None:
             return items
         scripts = Scripts(None, sub, sup, limits, node.sub_first)
         merged = self._sorted(add_scripts(base_of(items), scripts))
-        if merged is None or prime_conflict(items[:-1], merged) or (items and _is_separator(items[-1])):
+        if merged is None or prime_conflict(items, len(items) - 1, merged) or (items and _is_separator(items[-1])):
             return [replace(scripts, base=Group(Row(tuple(items))))]
         return [*items[:-1], merged]
 

@@ -14,6 +14,7 @@ A label or prediction that is not well formed has no tree: such a pair counts as
 Hence exprate <= tree_rate <= structure_rate always.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 from ..data.latex import LatexError, Row, lex_latex, parse_latex
+
+_SPECIAL = re.compile(r"<\w+>|\\")  # <eol>, <unk>; and a lone backslash, which a model may write
 
 EVALUATOR = "abm_hf.expression_rate"
 
@@ -90,8 +93,8 @@ def score_expressions(
     for index, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
         if reference is None:
             raise ValueError(f"references[{index}] is None: leave expressions without a label out")
-        wanted = _tokens(reference, f"references[{index}]")
-        got = None if prediction is None else _tokens(prediction, f"predictions[{index}]")
+        wanted = split_tokens(reference, f"references[{index}]")
+        got = None if prediction is None else split_tokens(prediction, f"predictions[{index}]")
         trees = (False, False) if got is None else _compare_trees(got, wanted)
         distance.append(len(wanted) if got is None else Levenshtein.distance(got, wanted))
         length.append(len(wanted))
@@ -175,12 +178,17 @@ def bootstrap_intervals(
     return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
 
 
-def _tokens(expression: Expression, name: str) -> list[str]:
+def split_tokens(expression: Expression, name: str = "expression") -> list[str]:
+    """The tokens of a token string or token list.
+
+    Raises:
+        ValueError: if a string is LaTeX but not in token form; `name` says which one in the message.
+    """
     if not isinstance(expression, str):
         return list(expression)
     tokens = expression.split()
     for token in tokens:
-        if len(token) > 1 and not token.startswith("<") and len(lex_latex(token)) > 1:
+        if not _SPECIAL.fullmatch(token) and len(lex_latex(token)) > 1:
             raise ValueError(
                 f"{name} is not in token form: {token!r} is more than one token. Separate the tokens by spaces "
                 f"({' '.join(lex_latex(token))!r}) or pass a list of tokens"
