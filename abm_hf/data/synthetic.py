@@ -8,11 +8,15 @@ that the last bits in which mathematical libraries differ from one platform to t
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import count
+from typing import Any
 
+import cv2
 import numpy as np
 
 from abm_hf.data.ink import Ink, Symbol
 from abm_hf.data.latex import parse_latex
+from abm_hf.data.render import render_ink
 from abm_hf.data.synthetic_grammar import ExpressionGrammar
 from abm_hf.data.synthetic_hand import Hand, sample_strokes
 from abm_hf.data.synthetic_layout import Layout, Written
@@ -102,17 +106,68 @@ def _deform(strokes: list[np.ndarray], hand: Hand, rng: np.random.Generator) -> 
 def synthetic_stream(
     seed: int = 0, *, min_tokens: int = 1, max_tokens: int = 80, shard: int = 0, shards: int = 1
 ) -> Iterator[Ink]:
-    """An endless stream of expressions for pre-training.
+    """An endless stream of expressions for pre-training, each in another hand.
 
     Args:
-        seed (`int`): Of the stream; streams of different seeds share no expression.
-        shard, shards (`int`): This process's part: numbers `shard`, `shard + shards`, ... of the stream.
+        seed (`int`): Of the stream.
+        min_tokens, max_tokens (`int`, *optional*): As in [`synthetic_ink`].
+        shard, shards (`int`, *optional*):
+            This process's part: expressions number `shard`, `shard + shards`, ... of the stream. Together the shards
+            give what one process would have given.
+
+    Raises:
+        ValueError: `shard` is not one of `shards`.
     """
-    number = shard
-    while True:
+    if not 0 <= shard < shards:
+        raise ValueError(f"shard {shard} does not exist among {shards}")
+    for number in count(shard, shards):
         yield synthetic_ink(_nth_seed(seed, number), min_tokens=min_tokens, max_tokens=max_tokens)
-        number += shards
+
+
+def synthetic_dataset(
+    size: int, seed: int = 0, *, min_tokens: int = 1, max_tokens: int = 80, writers: int | None = None
+) -> list[dict[str, Any]]:
+    """Expressions as the rows of a prepared data set.
+
+    `datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())` makes a data set of them.
+
+    Args:
+        size (`int`): Number of rows.
+        seed (`int`, *optional*, defaults to 0): The same seed gives the same rows; a shorter data set is the beginning
+            of a longer one.
+        min_tokens, max_tokens (`int`, *optional*): As in [`synthetic_ink`].
+        writers (`int`, *optional*): How many people wrote it, in turn; each row has a writer of its own when
+            left out.
+
+    Returns:
+        `list[dict]` with the columns `id`, `image` (PNG bytes of the rendering in the field's form), `ink`, `latex`,
+        `tokens`, `source`, `writer`, `width` and `height` (pixels).
+    """
+    rows = []
+    for number in range(size):
+        writer = None if writers is None else _nth_seed(seed, -1 - number % writers) % 2**31
+        ink = synthetic_ink(_nth_seed(seed, number), min_tokens=min_tokens, max_tokens=max_tokens, writer=writer)
+        rows.append(_row(ink, f"synthetic-{seed}-{number}"))
+    return rows
+
+
+def _row(ink: Ink, name: str) -> dict[str, Any]:
+    image = render_ink(ink)
+    label = ink.label or ""
+    return {
+        "id": name,
+        "image": {"bytes": cv2.imencode(".png", image)[1].tobytes(), "path": None},
+        "ink": [stroke.tolist() for stroke in ink.strokes],
+        "latex": label,
+        "tokens": label.split(),
+        "source": ink.annotations["source"],
+        "writer": ink.annotations["writer"],
+        "width": image.shape[1],
+        "height": image.shape[0],
+    }
 
 
 def _nth_seed(seed: int, number: int) -> int:
-    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0])
+    """A seed for one of many things: negative numbers are writers, the others expressions."""
+    words = np.random.SeedSequence([seed, abs(number), int(number < 0)]).generate_state(1, np.uint64)
+    return int(words[0])

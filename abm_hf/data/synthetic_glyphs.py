@@ -22,8 +22,13 @@ POINT_STEP = 0.7
 CONTROL_STEP = 6.0
 #: Height over which a hurried hand cuts a corner (standard deviation of the smoothing, same unit).
 CORNER_RADIUS = 1.1
-#: Hershey's capitals are 21 units high, with y down and the baseline at 9.
-_HERSHEY_SCALE, _HERSHEY_BASELINE = 17 / 21, 9.0
+#: Hershey's capitals are 21 units high, with y down and the baseline at 9; its digits are as high as its capitals, and
+#: its small letters higher (`futural`) or lower (`cursive`) than ours.
+_HERSHEY_BASELINE = 9.0
+_HERSHEY_CAPITAL, _HERSHEY_DIGIT = 17 / 21, 15 / 21
+_HERSHEY_SMALL = {"futural": 0.73, "cursive": 1.0}
+#: Strokes no longer than this are dots; hands set them after the rest of the symbol, Hershey's fonts before.
+_DOT = 3.5
 _SHARP_TURN = np.cos(np.radians(55))
 
 
@@ -92,16 +97,18 @@ def _parse_shape(shape: str) -> Glyph:
 
 
 def _hershey_strokes(font: str, character: str) -> list[tuple[np.ndarray, list[bool]]]:
-    fonts = _hershey_font(font)
+    scale = _HERSHEY_DIGIT if character.isdigit() else _HERSHEY_CAPITAL
+    if character.islower():
+        scale = _HERSHEY_SMALL.get(font, scale)
     strokes = []
-    for stroke in fonts.strokes_for_text(character):
+    for stroke in _hershey_font(font).strokes_for_text(character):
         points = np.asarray(stroke, dtype=np.float64)
         points = points[np.r_[True, (np.diff(points, axis=0) != 0).any(axis=1)]]
         if len(points) < 2:
             continue
-        points = np.stack([points[:, 0], _HERSHEY_BASELINE - points[:, 1]], axis=1) * _HERSHEY_SCALE
+        points = np.stack([points[:, 0], _HERSHEY_BASELINE - points[:, 1]], axis=1) * scale
         strokes.append(_thinned(points))
-    return strokes
+    return sorted(strokes, key=lambda stroke: np.ptp(stroke[0], axis=0).max() <= _DOT)
 
 
 @cache

@@ -86,7 +86,7 @@ class Hand:
             operator_gap=float(np.exp(normal(1.15, 0.75))),
             gap_noise=uniform(0.2, 0.6),
             script_size=float(np.clip(normal(0.66, 0.09), 0.45, 0.9)),
-            script_rise=float(np.clip(normal(1.15, 0.3), 0.5, 2.2)),
+            script_rise=float(np.clip(normal(1.15, 0.3), 0.6, 2.2)),
             line_gap=float(np.exp(normal(1.05, 0.35))),
             fraction_size=float(np.clip(normal(0.88, 0.09), 0.65, 1.05)),
             operator_size=float(np.exp(normal(0.2, 0.2))),

@@ -180,7 +180,7 @@ class Layout:
         if after in (",", "!", "'", "\\prime"):
             gap *= 0.5
         # A point must not vanish in the foot of the digit beside it, nor may letters merge as a rule.
-        least = 2.0 if "." in (before, after) else 0.6
+        least = 2.0 if "." in (before, after) else 1.5 if after in ("!", "'", "\\prime") else 0.6
         return max(gap, least) * scale
 
     def _symbol(self, token: str, scale: float, extent: tuple[float, float] | None) -> Block:
@@ -268,20 +268,24 @@ class Layout:
         hand = self.hand
         small = max(SMALLEST_SCALE, scale * self._positive(hand.script_size, 0.08))
         parts = {
-            name: self._row(row, small) for name, row in (("sub", node.sub), ("sup", node.sup)) if row is not None
+            name: self._row(row, 0.9 * scale if _is_prime(row) else small)
+            for name, row in (("sub", node.sub), ("sup", node.sup))
+            if row is not None
         }
         floor = base.bottom if base.token is None or base.token in _TALL_OPERATORS or base.token in _CLOSING else 0.0
         height = base.top - floor
         width = base.width
         for name, part in parts.items():
-            gap = self._positive(0.6 * hand.gap, hand.gap_noise) * scale
+            gap = max(0.6, self._positive(0.6 * hand.gap, hand.gap_noise)) * scale
             if name == "sup":
-                overlap = self._normal(0.3, 0.08) / hand.script_rise * min(height, 18 * scale)
+                overlap = min(0.42, self._normal(0.3, 0.08) / hand.script_rise) * min(height, 18 * scale)
                 y = base.top - overlap - part.bottom
                 if _is_prime(node.sup):
-                    y = base.top - self._positive(1.0, 0.3) * scale - part.top + 2 * scale
+                    y = base.top + self._normal(2.0, 1.0) * scale - part.top
+                    gap = max(gap, 1.3 * scale)
             else:
-                y = floor + self._normal(0.24, 0.07) / hand.script_rise * min(height, 18 * scale) - part.top
+                overlap = min(0.42, self._normal(0.27, 0.07) / hand.script_rise) * min(height, 18 * scale)
+                y = floor + overlap - part.top
                 if base.token == "\\int":
                     gap -= 0.3 * base.width
             part.move(base.width + gap, y)
@@ -339,8 +343,8 @@ class Layout:
     def _root(self, node: Root, scale: float) -> Block:
         body = self._row(node.radicand, scale)
         hook = self._positive(5.5, 0.2) * scale
-        clear = self._positive(0.85 * self.hand.line_gap, 0.35) * scale
-        inset = self._positive(1.4, 0.4) * scale
+        clear = max(1.8, self._positive(0.95 * self.hand.line_gap, 0.35)) * scale
+        inset = self._positive(2.6, 0.35) * scale
         low, high = body.bottom - self._normal(0.3, 0.8) * scale, body.top + clear
         end = hook + inset + body.width + self._positive(1.5, 0.5) * scale
         pieces = int(np.clip(round((end - hook) / 9), 1, 10))
