@@ -1,9 +1,9 @@
 """Batches of variable-size images: equal work, little padding, few shapes, and a position that can be saved.
 
 Batches made by image area alone waste more than half of their pixels, because a wide and a tall image of equal area
-meet. Here images are grouped by width, then by height; sizes are padded to multiples of a small grid, so that the same
-shapes come back and kernels compiled for them are reused. The augmentation scale is drawn once for each batch, which
-keeps the batch in one shape.
+meet. Here items are grouped by width, height and label length together; sizes are padded to multiples of a small grid,
+so that the same shapes come back and kernels compiled for them are reused. The augmentation scale is drawn once for
+each batch, which keeps the batch in one shape.
 
 Everything is a pure function of (seed, epoch, position): neither the number of workers nor a restart changes a batch.
 """
@@ -83,56 +83,85 @@ def padded_size(height: float, width: float, multiple: tuple[int, int]) -> tuple
     return max(rows, multiple[0]), max(columns, multiple[1])
 
 
-def order_by_size(
-    heights: np.ndarray, widths: np.ndarray, indices: np.ndarray, rng: np.random.Generator, multiple: tuple[int, int]
-) -> np.ndarray:
-    """Orders `indices` so that neighbours have nearly the same width and height, at random within a bucket.
+@dataclass(frozen=True)
+class Sizes:
+    """Heights and widths (pixels) and label lengths (tokens, without the end token) of all items, one entry each."""
 
-    The edges of the buckets are shifted at random, so that each epoch groups differently. Heights run up and down in
-    turn from one width to the next: where a batch crosses into the next width, tall still meets tall.
+    heights: np.ndarray
+    widths: np.ndarray
+    lengths: np.ndarray
+
+    def fit(self, indices: np.ndarray, limits: BatchLimits, scale: float) -> bool:
+        """Whether items scaled by `scale` may form one batch."""
+        count = len(indices)
+        if count <= 1:
+            return True
+        tall, wide = float(self.heights[indices].max()), float(self.widths[indices].max())
+        rows, columns = padded_size(tall * scale, wide * scale, limits.multiple)
+        return (
+            count <= limits.max_images
+            and count * rows * columns <= limits.max_pixels
+            and count * (int(self.lengths[indices].max()) + 1) <= limits.max_tokens
+        )
+
+
+def divide(
+    indices: np.ndarray, sizes: Sizes, limits: BatchLimits, rng: np.random.Generator, scale: float = 1.0
+) -> list[np.ndarray]:
+    """Divides items into batches of similar height, width and label length.
+
+    Halves the set again and again across whichever of the three spreads most (in the logarithm), until each part keeps
+    the limits. Where a set is cut, and the order of near ties, are random: each epoch groups differently. Grouping by
+    label length as well costs a little padding of images and saves half of the padding of labels, which is what the
+    decoders' time goes into.
     """
-    indices = rng.permutation(indices)
-    step_y, step_x = multiple
-    column = (widths[indices] + rng.integers(step_x)) // step_x
-    row = (heights[indices] + rng.integers(step_y)) // step_y
-    row = np.where(column % 2 == 0, row, -row)
-    return indices[np.lexsort((row, column))]
-
-
-def cut_batches(
-    order: np.ndarray,
-    heights: np.ndarray,
-    widths: np.ndarray,
-    lengths: np.ndarray,
-    limits: BatchLimits,
-    scales: Iterator[float],
-) -> list[tuple[list[int], float]]:
-    """Cuts an ordered list of items into batches that keep the limits, each with a scale drawn from `scales`."""
-    batches: list[tuple[list[int], float]] = []
-    batch: list[int] = []
-    tall = wide = longest = 0
-    scale = next(scales)
-    for item in order.tolist():
-        height, width, length = int(heights[item]), int(widths[item]), int(lengths[item]) + 1
-        grown = (max(tall, height), max(wide, width), max(longest, length))
-        rows, columns = padded_size(grown[0] * scale, grown[1] * scale, limits.multiple)
-        count = len(batch) + 1
-        full = count > limits.max_images or count * rows * columns > limits.max_pixels
-        if batch and (full or count * grown[2] > limits.max_tokens):
-            batches.append((batch, scale))
-            batch, scale, grown = [], next(scales), (height, width, length)
-        if not batch:
-            scale = min(scale, _largest_scale(height, width, limits)) if scale != 1.0 else scale
-        batch.append(item)
-        tall, wide, longest = grown
-    if batch:
-        batches.append((batch, scale))
+    features = np.stack(
+        [
+            np.log(sizes.heights[indices]),
+            np.log(sizes.widths[indices]),
+            _LENGTH_WEIGHT * np.log(sizes.lengths[indices] + _LENGTH_OFFSET),
+        ],
+        axis=1,
+    )
+    features += rng.uniform(-_JITTER, _JITTER, features.shape)
+    waiting, batches = [np.arange(len(indices))], []
+    while waiting:
+        part = waiting.pop()
+        if sizes.fit(indices[part], limits, scale):
+            batches.append(indices[part])
+            continue
+        spread = features[part].max(axis=0) - features[part].min(axis=0)
+        place = _place_to_cut(len(part), limits.max_images, rng)
+        order = np.argpartition(features[part, int(spread.argmax())], place - 1)
+        waiting += [part[order[:place]], part[order[place:]]]
     return batches
 
 
-def _largest_scale(height: int, width: int, limits: BatchLimits) -> float:
-    """Largest enlargement that keeps a single image within the limit on pixels; never below 1."""
-    return max(1.0, 0.9 * math.sqrt(limits.max_pixels / (height * width)))
+# Found by minimising an epoch's cost on CROHME's sizes, with the cost of a batch measured as padded pixels times
+# (0.6 + 0.0335 · padded label tokens): 16 % less than grouping by width and height alone.
+_LENGTH_WEIGHT = 0.4
+_LENGTH_OFFSET = 6
+_JITTER = 0.03
+
+
+def _place_to_cut(count: int, full: int, rng: np.random.Generator) -> int:
+    """Where to cut `count` items in two: about the middle, at a multiple of a full batch where there are several."""
+    if count <= full:
+        return count // 2
+    place = round(count * rng.uniform(0.4, 0.6) / full) * full
+    return min(max(place, full), (count - 1) // full * full)
+
+
+def cut_by_area(indices: np.ndarray, sizes: Sizes, limits: BatchLimits) -> list[np.ndarray]:
+    """Batches of consecutive items by ascending area, as the original ABM made them."""
+    area = sizes.heights[indices].astype(np.int64) * sizes.widths[indices]
+    order = indices[np.argsort(area, kind="stable")]
+    batches, start = [], 0
+    for end in range(1, len(order) + 1):
+        if end == len(order) or not sizes.fit(order[start : end + 1], limits, 1.0):
+            batches.append(order[start:end])
+            start = end
+    return batches
 
 
 def snap_scale(
@@ -148,13 +177,6 @@ def snap_scale(
         snapped = target / size
         factors.append(snapped if abs(snapped / scale - 1) <= tolerance else scale)
     return factors[0], factors[1]
-
-
-def draw_scales(rng: np.random.Generator, scale_range: tuple[float, float]) -> Iterator[float]:
-    """Endless scales, uniform in the logarithm, so that halving and doubling are equally likely."""
-    low, high = (math.log(bound) for bound in scale_range)
-    while True:
-        yield math.exp(rng.uniform(low, high)) if high > low else math.exp(low)
 
 
 class BucketBatchSampler:
@@ -200,7 +222,7 @@ class BucketBatchSampler:
         world_size: int = 1,
         accumulation: int = 1,
     ) -> None:
-        self.heights, self.widths, self.lengths = (np.asarray(array) for array in (heights, widths, lengths))
+        self.sizes = Sizes(np.asarray(heights), np.asarray(widths), np.asarray(lengths))
         self.limits = limits or BatchLimits()
         self.seed, self.stages, self.snap = seed, tuple(stages), snap
         self.scale_range, self.order = scale_range, order
@@ -209,9 +231,9 @@ class BucketBatchSampler:
         self._state = {"consumed": 0, "epoch": 0, "position": 0, "stage": 0}
 
     def _check(self) -> None:
-        if not len(self.heights) == len(self.widths) == len(self.lengths):
+        if not len(self.sizes.heights) == len(self.sizes.widths) == len(self.sizes.lengths):
             raise ValueError("heights, widths and lengths must have one entry for each item")
-        if len(self.heights) == 0:
+        if len(self.sizes.heights) == 0:
             raise ValueError("there are no items to make batches of: the training split is empty")
         if not 0 < self.scale_range[0] <= self.scale_range[1]:
             raise ValueError(f"scale_range must be two ascending positive numbers, not {self.scale_range}")
@@ -222,7 +244,7 @@ class BucketBatchSampler:
         starts = [stage.start for stage in self.stages]
         if not starts or starts[0] != 0 or starts != sorted(starts):
             raise ValueError(f"the stages' starts must ascend from 0, not {starts}")
-        shortest = int(self.lengths.min())
+        shortest = int(self.sizes.lengths.min())
         for stage in self.stages:
             if stage.max_tokens < shortest:
                 raise ValueError(
@@ -240,23 +262,35 @@ class BucketBatchSampler:
         limits = self.limits
         if limit.max_images is not None:
             limits = BatchLimits(limit.max_images, limits.max_pixels, limits.max_tokens, limits.multiple)
-        indices = np.flatnonzero(self.lengths <= limit.max_tokens)
+        indices = np.flatnonzero(self.sizes.lengths <= limit.max_tokens)
         if self.order == "area":
-            area = self.heights[indices].astype(np.int64) * self.widths[indices]
-            order = indices[np.argsort(area, kind="stable")]
+            batches = [(batch, (1.0, 1.0)) for batch in cut_by_area(indices, self.sizes, limits)]
         else:
-            order = order_by_size(self.heights, self.widths, indices, rng, limits.multiple)
-        scales = draw_scales(rng, self.scale_range)
-        cut = cut_batches(order, self.heights, self.widths, self.lengths, limits, scales)
+            batches = self._scaled(divide(indices, self.sizes, limits, rng), limits, rng)
         return [
-            PlannedBatch(tuple(cut[number][0]), self._scale_of(*cut[number]), (self.seed, epoch, place))
-            for place, number in enumerate(rng.permutation(len(cut)).tolist())
+            PlannedBatch(tuple(batches[number][0].tolist()), batches[number][1], (self.seed, epoch, place))
+            for place, number in enumerate(rng.permutation(len(batches)).tolist())
         ]
 
-    def _scale_of(self, batch: list[int], scale: float) -> tuple[float, float]:
-        if self.scale_range == (1.0, 1.0):
-            return 1.0, 1.0
-        tall, wide = int(self.heights[batch].max()), int(self.widths[batch].max())
+    def _scaled(
+        self, batches: list[np.ndarray], limits: BatchLimits, rng: np.random.Generator
+    ) -> list[tuple[np.ndarray, tuple[float, float]]]:
+        """Draws a scale for each batch; one that grows over the limits is divided further."""
+        low, high = self.scale_range
+        if (low, high) == (1.0, 1.0):
+            return [(batch, (1.0, 1.0)) for batch in batches]
+        scaled = []
+        for batch in batches:
+            # Uniform in the logarithm: halving and doubling are equally likely.
+            scale = math.exp(rng.uniform(math.log(low), math.log(high)))
+            for part in divide(batch, self.sizes, limits, rng, scale):
+                scaled.append((part, self._scale_of(part, scale)))
+        return scaled
+
+    def _scale_of(self, batch: np.ndarray, scale: float) -> tuple[float, float]:
+        tall, wide = int(self.sizes.heights[batch].max()), int(self.sizes.widths[batch].max())
+        if len(batch) == 1:  # nothing to divide: a picture is not enlarged beyond the limit
+            scale = min(scale, max(1.0, math.sqrt(self.limits.max_pixels / (tall * wide)) - self.snap))
         snapped = snap_scale(tall, wide, scale, self.limits.multiple, self.snap)
         rows, columns = padded_size(tall * snapped[0], wide * snapped[1], self.limits.multiple)
         return snapped if len(batch) * rows * columns <= self.limits.max_pixels else (scale, scale)
