@@ -227,7 +227,7 @@ def add_scripts(base: Node | None, scripts: Scripts) -> Scripts | None:
 
 
 def prime_conflict(items: Sequence[Node], end: int, node: Node) -> bool:
-    """Whether `node` behind `items[:end]` is a prime that makes a second superscript or leads to a second subscript."""
+    """Whether `node` behind `items[:end]` is a prime that makes a second superscript, or has a second subscript."""
     lead, sub = (node.base, node.sub) if isinstance(node, Scripts) else (node, None)
     if lead is None or not _is_prime(lead):
         return False

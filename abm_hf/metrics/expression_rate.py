@@ -84,6 +84,8 @@ def score_expressions(
     Raises:
         ValueError: if the lengths differ, a reference is `None`, or a string is not in token form.
     """
+    if isinstance(predictions, str) or isinstance(references, str):
+        raise ValueError("predictions and references are lists with one entry for each expression, not one string")
     if len(predictions) != len(references):
         raise ValueError(
             f"{len(predictions)} predictions for {len(references)} references: give one for each, in the same order, "
