@@ -1,7 +1,7 @@
 """ABMConfig: every size of an ABM model, documented and checked.
 
-The defaults are the sizes of the paper (arXiv 2112.03603) and of its released checkpoint; `ABMConfig.preset("small")` is
-a light model for CPUs. What `generate` does (beams, lengths, ...) belongs in the generation config, not here.
+The defaults are the sizes of the paper (arXiv 2112.03603) and of its released checkpoint; `ABMConfig.preset("small")`
+is a light model for CPUs. What `generate` does (beams, lengths, ...) belongs in the generation config, not here.
 """
 
 from typing import Any, ClassVar, Literal
@@ -11,8 +11,8 @@ from transformers import PreTrainedConfig
 
 DIRECTIONS = ("l2r", "r2l")
 
-# What differs from the paper's sizes. `small` keeps the stride and the depth at the coarse end, where an image is a few
-# hundred positions, and saves at the fine end, where the time goes.
+# What differs from the paper's sizes. `small` keeps the stride and the depth at the coarse end, where an image is a
+# few hundred positions, and saves at the fine end, where the time goes.
 PRESETS: dict[str, dict[str, Any]] = {
     "base": {},
     "small": {
@@ -54,9 +54,9 @@ class ABMConfig(PreTrainedConfig):
             Hold padded positions at zero through the whole encoder, so that an image gives the same features alone and
             in a padded batch. `False` lets values leak across the border of an image, as the released code does.
         hidden_size (`int`, *optional*, defaults to 256):
-            Size of the recurrent state of a decoder branch. Even, because of the maxout over pairs.
+            Size of the recurrent state of a decoder branch.
         embedding_size (`int`, *optional*, defaults to 256):
-            Size of a token's embedding.
+            Size of a token's embedding, and of the layer before the output. Even: that layer is a maxout over pairs.
         attention_size (`int`, *optional*, defaults to 512):
             Size of the space in which positions are compared with the state.
         coverage_kernels (`tuple[int, ...]`, *optional*, defaults to `(11, 5)`):
@@ -123,7 +123,7 @@ class ABMConfig(PreTrainedConfig):
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "ABMConfig":
-        """The configuration called `name` (`"base"`: the paper's sizes, `"small"`), with fields replaced by `overrides`.
+        """The configuration `name` (`"base"`: the paper's sizes, or `"small"`), with fields replaced by `overrides`.
 
         Raises:
             ValueError: if there is no preset of that name.
@@ -158,7 +158,10 @@ class ABMConfig(PreTrainedConfig):
             f"num_output_tokens ({self.num_output_tokens}) exceeds vocab_size ({self.vocab_size}): "
             "it counts the ids that can be generated, all of which are in the vocabulary",
         )
-        _require(self.hidden_size % 2 == 0, f"hidden_size must be even (maxout over pairs), it is {self.hidden_size}")
+        _require(
+            self.embedding_size % 2 == 0,
+            f"embedding_size must be even (the output layer takes the maximum of pairs), it is {self.embedding_size}",
+        )
         _require(
             len(self.block_layers) == len(self.growth_rates) > 0,
             f"block_layers {self.block_layers} and growth_rates {self.growth_rates} must name as many blocks",

@@ -1,4 +1,4 @@
-"""Reads checkpoints of the released ABM code (XH-B/ABM): other names, gates apart, coverage bias and padding ids aside.
+"""Reads checkpoints of the released ABM code (XH-B/ABM), which has other names and keeps the gates apart.
 
 The released state dict holds `encoder1.*` and, for each direction, `init_GRU_model`, `emb_model`, `gru_model` and
 `gru_prob_model`, with a `2` appended for right to left. All sizes of the model follow from the tensors.
@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -35,10 +36,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        content = load_file(path)
+        tensors = load_file(path)
         # The parity fixture keeps the weights beside its inputs and outputs.
-        inner = {name: value for name, value in content.items() if name.startswith("state_dict.")}
-        content = inner or content
+        content: Any = {name: value for name, value in tensors.items() if name.startswith("state_dict.")} or tensors
     else:
         content = torch.load(path, map_location="cpu", weights_only=True)
     for key in ("state_dict", "model"):

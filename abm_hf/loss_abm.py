@@ -1,9 +1,9 @@
 """The training objective of ABM: one cross-entropy for each direction and a mutual distillation between the two.
 
-All functions take logits over the output tokens, (B, T, K), of which `logits[:, j]` predicts `labels[:, j]`; labels are
-`y1 … yn eos`, padded with -100. The right-to-left branch reads `eos yn … y1`: its logits come aligned to the same labels
-(see `reading_order`), so that position j speaks of token j for both branches; at the position of `eos` it predicts
-`sos`, the start of the formula.
+All functions take logits over the output tokens, (B, T, K), of which `logits[:, j]` predicts `labels[:, j]`; labels
+are `y1 … yn eos`, padded with -100. The right-to-left branch reads `eos yn … y1`: its logits come aligned to the same
+labels (see `reading_order`), so that position j speaks of token j for both branches; at the position of `eos` it
+predicts `sos`, the start of the formula.
 """
 
 import torch

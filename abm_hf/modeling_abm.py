@@ -1,9 +1,9 @@
 """ABM (arXiv 2112.03603): a picture of a handwritten formula in, LaTeX tokens out.
 
-A DenseNet turns the picture into a grid of features. Two decoder branches of equal build and separate weights write the
-formula from left to right and from right to left; at each step a branch attends to the grid, guided by where it has
-attended before (attention aggregation: two scales of coverage). In training each branch also learns from the other; at
-inference one is enough.
+A DenseNet turns the picture into a grid of features. Two decoder branches of equal build and separate weights write
+the formula from left to right and from right to left; at each step a branch attends to the grid, guided by where it
+has attended before (attention aggregation: two scales of coverage). In training, each also learns from the other one;
+at inference one is enough.
 
 Shapes are given with B images of H × W pixels, h × w feature positions (L = h · w) of C channels, N sequences (N = B,
 or B · beams in beam search) of T tokens, and K output tokens.
@@ -33,19 +33,19 @@ class ABMEncoderOutput(ModelOutput):
         encoder_mask (`torch.BoolTensor` of shape `(batch_size, h, w)`): `True` where a feature belongs to the picture.
     """
 
-    last_hidden_state: Tensor | None = None
-    encoder_mask: Tensor | None = None
+    last_hidden_state: Tensor
+    encoder_mask: Tensor = None  # type: ignore[assignment]  # a ModelOutput has one field without default
 
 
 @dataclass
 class ABMOutput(ModelOutput):
     """
     Args:
-        loss (scalar `torch.FloatTensor`, with `labels`): the sum of the two cross-entropies and the weighted distillation.
+        loss (scalar `torch.FloatTensor`, with `labels`): the cross-entropies plus the weighted distillation.
         loss_components (`dict[str, torch.FloatTensor]`, with `labels`): the detached terms `ce_l2r`, `ce_r2l` and
             `distillation` (before its weight), as far as the model has the branches.
         logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`): of the branch that was asked
-            for; in training of the left-to-right one, or of the only one. Minus infinity for ids that are never written.
+            for; in training of the left-to-right one, or of the only one. Minus infinity for ids never written.
         r2l_logits (`torch.FloatTensor` of the same shape, with `labels`): of the right-to-left branch, aligned to the
             labels: position j speaks of token j.
         past_key_values ([`ABMCache`], with `use_cache`): the state after the last step.
@@ -126,7 +126,7 @@ class ABMEncoder(nn.Module):
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None, **kwargs: Any) -> ABMEncoderOutput:
         """
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): ink bright on dark.
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): ink on 0.
             pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*): non-zero where the picture
                 is, a rectangle that starts at the top left. Without it, everywhere.
             kwargs: ignored; `generate` passes what other models' encoders take.
@@ -142,6 +142,7 @@ class ABMEncoder(nn.Module):
             if index:
                 features = self.transitions[index - 1](features, blanked)
             blanked = blanked[..., ::2, ::2] if blanked is not None else None
+            assert isinstance(block, nn.ModuleList)
             for layer in block:
                 features = layer(features, blanked)
         stride = 2 ** (1 + len(self.blocks))
@@ -160,7 +161,7 @@ class ABMEncoder(nn.Module):
 class ABMAttention(nn.Module):
     """Attention aggregation module: where to look, given the state and where the branch has looked already.
 
-    `e = vᵀ tanh(W_f f + W_a h̃ + Σ_s U_s (Q_s ∗ A))`, with A the sum of all earlier attention maps and one pair (Q_s, U_s)
+    `e = vᵀ tanh(W_f f + W_a h̃ + Σ_s U_s (Q_s ∗ A))`, with A the sum of all earlier attention maps and a pair Q_s, U_s
     for each scale s. Between Q_s and U_s there is no non-linearity, so all scales together are one convolution of A,
     which is composed once for a batch (`fused_kernel`).
     """
@@ -170,6 +171,7 @@ class ABMAttention(nn.Module):
         size = config.attention_size
         self.key = nn.Linear(config.feature_channels, size)
         self.query = nn.Linear(config.hidden_size, size, bias=False)
+        self.coverage_kernels = config.coverage_kernels
         self.coverage_convs = nn.ModuleList(
             nn.Conv2d(1, size, kernel, padding=kernel // 2, bias=False) for kernel in config.coverage_kernels
         )
@@ -179,17 +181,17 @@ class ABMAttention(nn.Module):
 
     def fused_kernel(self) -> Tensor:
         """The coverage path as the kernel of one convolution, (k², D) with k the largest scale."""
-        largest = max(conv.kernel_size[0] for conv in self.coverage_convs)
         kernels = []
-        for conv, linear in zip(self.coverage_convs, self.coverage_maps, strict=True):
-            kernel = linear.weight @ conv.weight.flatten(1)  # (D, s²)
-            margin = (largest - conv.kernel_size[0]) // 2
-            kernels.append(F.pad(kernel.view(-1, *conv.kernel_size), (margin,) * 4).flatten(1).T)
+        for size, conv, linear in zip(self.coverage_kernels, self.coverage_convs, self.coverage_maps, strict=True):
+            assert isinstance(conv, nn.Conv2d) and isinstance(linear, nn.Linear)
+            kernel = (linear.weight @ conv.weight.flatten(1)).view(-1, size, size)
+            margin = (max(self.coverage_kernels) - size) // 2
+            kernels.append(F.pad(kernel, [margin] * 4).flatten(1).T)
         return torch.stack(kernels).sum(0)
 
     def prepare(self, features: Tensor, mask: Tensor) -> Memory:
         """What the recurrence reads of pictures with `features` (B, L, C) and `mask` (B, h, w)."""
-        bias = torch.stack([linear.bias for linear in self.coverage_maps]).sum(0)
+        bias = torch.stack([linear.get_parameter("bias") for linear in self.coverage_maps]).sum(0)
         keys = self.key(features)
         # In one precision with the keys, or the sum would leave autocast's.
         return Memory(features, keys + bias.to(keys.dtype), mask)
@@ -209,7 +211,7 @@ class ABMGRUCell(nn.Module):
 
 
 class ABMCache:
-    """The state of a branch between two steps of `generate`: N hidden vectors and coverage maps, and the pictures' memory.
+    """The state of a branch between two steps: N hidden vectors and coverage maps, and the pictures' memory.
 
     The memory holds one row for each image, not for each beam: sequence n reads image n // (N / B).
     """
@@ -318,9 +320,8 @@ class ABMPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.BatchNorm2d):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-            init.zeros_(module.num_batches_tracked)
+            for name, buffer in module.named_buffers():
+                (init.ones_ if name == "running_var" else init.zeros_)(buffer)
 
 
 class ABMForConditionalGeneration(ABMPreTrainedModel, GenerationMixin):
@@ -410,8 +411,8 @@ class ABMForConditionalGeneration(ABMPreTrainedModel, GenerationMixin):
     def generate(self, *args: Any, decoder_direction: str = "l2r", **kwargs: Any) -> Any:
         """`GenerationMixin.generate`, with `decoder_direction="r2l"` to write from the end to the start.
 
-        The right-to-left branch begins with the end token and finishes with the start token; its sequences are returned
-        in the order in which it writes them.
+        The right-to-left branch begins with the end token and finishes with the start token; its sequences are
+        returned in the order in which it writes them.
         """
         self._branch(decoder_direction)
         if decoder_direction == "r2l":
@@ -425,7 +426,9 @@ class ABMForConditionalGeneration(ABMPreTrainedModel, GenerationMixin):
                 f"this model has no branch {direction!r}: it has {sorted(self.branches)} "
                 "(load with ABMConfig(directions=...) to choose branches)"
             )
-        return self.branches[direction]
+        branch = self.branches[direction]
+        assert isinstance(branch, ABMDecoderBranch)
+        return branch
 
     def _training_output(self, encoder_outputs: ABMEncoderOutput, labels: Tensor) -> ABMOutput:
         config = self.config
@@ -460,7 +463,8 @@ class ABMForConditionalGeneration(ABMPreTrainedModel, GenerationMixin):
         first = self.config.decoder_start_token_id if direction == "l2r" else self.config.eos_token_id
         as_read = known if order is None else known.gather(1, order)
         tokens = F.pad(as_read[:, :-1], (1, 0), value=first)
-        logits, _ = self.branches[direction](tokens, self.branches[direction].start(encoder_outputs, len(labels)))
+        branch = self._branch(direction)
+        logits, _ = branch(tokens, branch.start(encoder_outputs, len(labels)))
         return logits if order is None else logits.gather(1, order[..., None].expand_as(logits))
 
     def _r2l_targets(self, labels: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 Each step is small except for the attention's activation, (N, L, D), so what costs is traffic and overhead. Autograd
 would keep that activation several times over, add up gradients as large as the weights at every step, and visit some
-eighty nodes for each. Here a step stores what its gradient needs once, in buffers over all steps; gradients of weights,
-keys and values then are one product each over all steps, accumulated in float32 by the product itself.
+eighty nodes for each. Here a step stores what its gradient needs once, in buffers over all steps; the gradients of
+weights, keys and values then are one product each over all steps, accumulated in float32 by the product itself.
 
 Shapes: N sequences of T steps over B images (N = B · beams), a grid of h × w = L positions, hidden size H, C feature
 channels, attention size D, and k² taps of the coverage kernel.
@@ -213,7 +213,7 @@ def _step_backward(
     trace: Trace,
     slopes: Slopes,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients by the state (N, H) and the coverage (N, L) before step `t`, from those after it; others to `slopes`."""
+    """Gradients by state (N, H) and coverage (N, L) before step `t`, from those after it; the others to `slopes`."""
     images, grid = len(memory.keys), memory.mask.shape[1:]
     activation, attention, inner = trace.activation[t], trace.attention[t], slopes.activation[t]
     d_between = _gru_backward(
@@ -241,7 +241,7 @@ def _step_backward(
 
 
 def _gru(projected: Tensor, recurrent: Tensor, hidden: Tensor, out: Tensor, gates: Tensor) -> None:
-    """One GRU step into `out` (N, H), from both sides' products (N, 3H); `gates` (N, 4H) keeps what the gradient needs."""
+    """A GRU step into `out` (N, H), from both sides' products (N, 3H); `gates` (N, 4H) is for the gradient."""
     size = hidden.shape[-1]
     torch.add(projected[:, : 2 * size], recurrent[:, : 2 * size], out=gates[:, : 2 * size]).sigmoid_()
     reset, update, candidate, part = gates.chunk(4, dim=-1)
@@ -251,7 +251,7 @@ def _gru(projected: Tensor, recurrent: Tensor, hidden: Tensor, out: Tensor, gate
 
 
 def _gru_backward(d_out: Tensor, hidden: Tensor, gates: Tensor, d_input: Tensor, d_recurrent: Tensor) -> Tensor:
-    """Fills the gradients by both sides' products, (N, 3H) each; returns the one by `hidden` through the update gate."""
+    """Fills the gradients by both sides' products, (N, 3H) each; returns the direct one by `hidden`."""
     size = hidden.shape[-1]
     reset, update, candidate, part = gates.chunk(4, dim=-1)
     d_candidate = torch.ops.aten.tanh_backward(d_out * (1 - update), candidate)
