@@ -18,6 +18,7 @@ from abm_hf.data.augment import (
 )
 from abm_hf.data.ink import Ink, Symbol
 from abm_hf.data.latex import is_well_formed
+from abm_hf.data.photo import PhotoDegradation, photograph
 from abm_hf.data.render import render_ink
 from abm_hf.data.synthetic import synthetic_ink
 
@@ -30,7 +31,7 @@ UPRIGHT = Ink((np.array([[0.0, 0.0], [0.0, 100.0]]), np.array([[40.0, 0.0], [40.
 
 
 def test_ink_augmentation_keeps_what_the_ink_means():
-    for seed in range(30):
+    for seed in range(15):
         ink = synthetic_ink(seed)
         changed = augment_ink(ink, rng(seed))
         assert (changed.label, changed.symbols, changed.annotations) == (ink.label, ink.symbols, ink.annotations)
@@ -43,7 +44,7 @@ def test_ink_augmentation_keeps_what_the_ink_means():
 
 def test_ink_augmentation_moves_symbols_less_than_their_size():
     still = AugmentConfig(scale=(1, 1), stretch=(1, 1), slant=0, rotation=0, drop_probability=0)
-    for seed in range(30):
+    for seed in range(15):
         ink = synthetic_ink(seed)
         changed = augment_ink(ink, rng(seed), still)
         moved = np.concatenate(changed.strokes)[:, :2] - np.concatenate(ink.strokes)[:, :2]
@@ -152,3 +153,45 @@ def test_wrong_input_is_refused_by_name():
         AugmentConfig(elastic=-1.0)
     with pytest.raises(ValueError, match="binary_probability"):
         ImageAugmentation(binary_probability=1.5)
+
+
+def test_a_photograph_shows_all_ink_dark_on_light():
+    image = render_ink(synthetic_ink(11, min_tokens=5, max_tokens=6))
+    for seed in range(4):
+        photo = photograph(image, rng(seed))
+        assert photo.ndim == 3 and photo.shape[2] == 3 and photo.dtype == np.uint8
+        assert photo.shape[0] > image.shape[0] and photo.shape[1] > image.shape[1]
+        clean = photograph(
+            image,
+            rng(seed),
+            PhotoDegradation(light=0, noise=0, blur=0, texture=0, ruled_probability=0, squared_probability=0),
+        )
+        grey = clean.mean(axis=2)
+        dark = grey < grey.max() - 40
+        assert 0.01 < dark.mean() < 0.3
+        frame = np.concatenate([dark[0], dark[-1], dark[:, 0], dark[:, -1]])
+        assert not frame.any()
+
+
+def test_photographs_differ_by_seed_only():
+    image = render_ink(synthetic_ink(11, max_tokens=8))
+    assert np.array_equal(photograph(image, rng(1)), photograph(image, rng(1)))
+    assert photograph(image, rng(1)).shape != photograph(image, rng(2)).shape
+
+
+def test_printed_lines_cross_the_whole_picture():
+    image = np.zeros((120, 300), np.uint8)
+    image[60, 150] = 255
+    plain = {"light": 0.0, "noise": 0.0, "blur": 0.0, "texture": 0.0, "perspective": 0.0, "shadow_probability": 0.0}
+    photo = photograph(image, rng(3), PhotoDegradation(ruled_probability=1.0, squared_probability=0.0, **plain))
+    rows = photo.mean(axis=(1, 2))
+    assert (rows < np.median(rows) - 3).sum() >= 2
+
+
+def test_wrong_photo_settings_are_refused():
+    with pytest.raises(ValueError, match="jpeg"):
+        PhotoDegradation(jpeg=(90, 40))
+    with pytest.raises(ValueError, match="squared"):
+        PhotoDegradation(ruled_probability=0.7, squared_probability=0.7)
+    with pytest.raises(ValueError, match=r"\(H, W\)"):
+        photograph(np.zeros((4, 4, 3), np.uint8), rng())

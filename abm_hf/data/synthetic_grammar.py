@@ -14,7 +14,7 @@ import numpy as np
 
 #: Target length of an expression at given quantiles, in tokens (between them linear).
 LENGTH_QUANTILES = (0.0, 0.05, 0.09, 0.14, 0.18, 0.235, 0.28, 0.364, 0.5, 0.62, 0.75, 0.90, 0.95, 0.99, 1.0)
-LENGTHS = (1.0, 1.4, 2.4, 3.4, 4.4, 5.4, 6.5, 8.8, 13.2, 18.0, 23.5, 33.5, 40.0, 57.0, 80.0)
+LENGTHS = (1.0, 2.2, 3.0, 4.0, 5.0, 6.0, 7.0, 9.0, 13.5, 18.5, 24.0, 34.0, 40.0, 57.0, 80.0)
 
 Tokens = list[str]
 

@@ -175,6 +175,8 @@ class Layout:
             gap += self._positive(hand.operator_gap, hand.gap_noise)
         if before == "," or before in SPELT or before in _TALL_OPERATORS or before == "\\ldots":
             gap += self._positive(1.5, 0.5)
+        if "\\frac" in (before, after) or before == "\\limits":
+            gap += self._positive(1.2, 0.5)
         if after in SPELT:
             gap += self._positive(1.0, 0.5)
         if after in (",", "!", "'", "\\prime"):
@@ -314,7 +316,7 @@ class Layout:
         hand = self.hand
         inner = max(SMALLEST_SCALE, scale * self._positive(hand.fraction_size, 0.05))
         numerator, denominator = self._row(node.numerator, inner), self._row(node.denominator, inner)
-        overhang = [self._positive(hand.overhang, 0.4) * scale for _ in range(2)]
+        overhang = [max(1.0, self._positive(hand.overhang, 0.4)) * scale for _ in range(2)]
         length = max(numerator.width, denominator.width, 6 * scale) + sum(overhang)
         axis = (AXIS + self._normal(0.0, 0.8)) * scale
         for block, above in ((numerator, True), (denominator, False)):
@@ -381,8 +383,11 @@ def _outer_tokens(node: Node) -> tuple[str, str]:
     """The tokens that decide about the space before and after a node."""
     if isinstance(node, Symbol):
         return node.token, node.token
+    if isinstance(node, Fraction):
+        return "\\frac", "\\frac"
     if isinstance(node, Scripts) and isinstance(node.base, Symbol):
-        return node.base.token, node.base.token if node.base.token in SPELT else ""
+        token = node.base.token
+        return token, "\\limits" if token in _TALL_OPERATORS else token if token in SPELT else ""
     return "", ""
 
 
