@@ -18,7 +18,8 @@ grammar-constrained decoding guarantees it:
 
 "\\limits" stands directly after a large operator only and "&" only between "\\begin" and "\\end". A prime `'` is a
 symbol, but as it is a superscript to LaTeX it cannot follow one. Parentheses, brackets, `\\{`, `\\}` and `|` are
-ordinary symbols and need not balance. Nothing here is recursive: nesting costs no Python stack, however deep.
+ordinary symbols and need not balance; `\\left`, `\\right` and `\\over` do not occur. Nothing here is recursive:
+nesting costs no Python stack, however deep it is.
 """
 
 import re
@@ -72,6 +73,7 @@ INDEXED_COMMANDS = frozenset(("\\sqrt", "\\xrightarrow", "\\xleftarrow", "\\xlon
 _CONTROL_SEQUENCE = re.compile(r"\\(?:[A-Za-z]+|[^A-Za-z\s])")
 _BEGIN = re.compile(r"\\begin\{[A-Za-z]+\*?\}")
 _FORBIDDEN = frozenset("$%#~\\")
+_MISPLACED = frozenset(("}", "\\left", "\\right", "\\middle", "\\begin", "\\end", "\\over", "\\atop", "\\choose"))
 
 
 @dataclass
@@ -112,7 +114,7 @@ class _Parser:
         top = self.stack[-1]
         if token == top.closer:
             self._close()
-        elif token in ("}", "\\left", "\\right") or token.startswith("\\end{"):
+        elif token in _MISPLACED or token.startswith("\\end{"):
             raise self._error(f"{token!r} has no place here" + (f", {top.closer!r} is open" if top.closer else ""))
         elif token in ("_", "^"):
             self._check_script(token)

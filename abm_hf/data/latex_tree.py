@@ -203,7 +203,8 @@ def _is_prime(node: Node) -> bool:
     return isinstance(node, Symbol) and node.token == "'"
 
 
-def takes_limits(node: Node | None) -> bool:
+def takes_limits(node: Node) -> bool:
+    """Whether `\\limits` may follow: a large operator, or `\\mathop { ... }`."""
     return (isinstance(node, Symbol) and node.token in LARGE_OPERATORS) or (
         isinstance(node, Command) and node.name == "\\mathop"
     )
