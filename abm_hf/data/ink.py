@@ -30,8 +30,11 @@ class InkError(ValueError):
         self.line = line
 
     def __str__(self) -> str:
-        place = ":".join(str(part) for part in (self.file, self.line) if part is not None)
-        return f"{place}: {self.reason}" if place else self.reason
+        if self.file is None and self.line is None:
+            return self.reason
+        if self.file is None or self.line is None:
+            return f"{self.file or f'line {self.line}'}: {self.reason}"
+        return f"{self.file}:{self.line}: {self.reason}"
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,10 @@
 Nobody published the rule. The one below was found by measurement, and gives all 9,820 published bitmaps of CROHME's
 training set and 2014 test set whose ink is readable pixel for pixel. `docs/rendering.md` tells it in words.
 
-Drawing is vectorised over all segments of all strokes; OpenCV only dilates. OpenCV's own lines differ from the
-published ones at every other step between two pixels, and Pillow's, which are equal, take twice the time.
+The lines are drawn here, vectorised over all segments of all strokes, and OpenCV widens them. Pillow's lines are the
+same pixels in the same time (97 and 96 µs an expression, canvas included; all of `render_ink` takes 0.2 ms of one
+core), but strokes of one point need care there, and the rule would hang on a library's internals. OpenCV's take half
+the time and are others: it breaks ties between two pixels the other way (mean IoU 0.977, no bitmap equal).
 """
 
 import math

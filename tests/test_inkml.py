@@ -1,0 +1,411 @@
+"""The InkML reader and writer: the dialects it reads, the files it refuses, and that nothing else comes out of it.
+
+`ABM_HF_FUZZ_EXAMPLES=10000` runs the fuzz tests in full; `ABM_HF_CROHME_EVERY=1` reads every CROHME file, not a sample.
+"""
+
+import io
+import os
+import socket
+import string
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from abm_hf.data.ink import Ink, InkError, Symbol
+from abm_hf.data.inkml import read_inkml, write_inkml
+
+fuzz = settings(
+    max_examples=int(os.environ.get("ABM_HF_FUZZ_EXAMPLES", "300")),
+    deadline=2000,  # milliseconds for one input: a hang fails
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+EVERY = int(os.environ.get("ABM_HF_CROHME_EVERY", "40"))
+
+CROHME = """<ink xmlns="http://www.w3.org/2003/InkML">
+<traceFormat>
+<channel name="X" type="decimal"/>
+<channel name="Y" type="decimal"/>
+</traceFormat>
+<annotation type="UI">2011_F001_E001</annotation>
+<annotation type="writer">w7</annotation>
+<annotation type="truth">$x_1$</annotation>
+<annotationXML type="truth" encoding="Content-MathML">
+  <math xmlns='http://www.w3.org/1998/Math/MathML'><mi xml:id="x_1">x</mi></math>
+</annotationXML>
+<trace id="0">
+1 2, 3 4, 5 6
+</trace>
+<trace id="1">
+7.5 8, -9e1 10
+</trace>
+<trace id="2">11 12</trace>
+<traceGroup xml:id="3">
+  <annotation type="truth">From ITF</annotation>
+  <traceGroup xml:id="4">
+    <annotation type="truth">x</annotation>
+    <traceView traceDataRef="1"/>
+    <traceView traceDataRef="0"/>
+    <annotationXML href="x_1"/>
+  </traceGroup>
+  <traceGroup xml:id="5"><annotation type="truth">1</annotation><traceView traceDataRef="#2"/></traceGroup>
+</traceGroup>
+</ink>
+"""
+
+
+def ink_with(body: str, head: str = "") -> bytes:
+    return f"<ink>{head}<trace id='0'>{body}</trace></ink>".encode()
+
+
+def points(data: bytes) -> list:
+    return [stroke.tolist() for stroke in read_inkml(data).strokes]
+
+
+# --- what it reads ---
+
+
+def test_crohme():
+    ink = read_inkml(CROHME.encode())
+    assert [stroke.tolist() for stroke in ink.strokes] == [[[1, 2], [3, 4], [5, 6]], [[7.5, 8], [-90, 10]], [[11, 12]]]
+    assert ink.label == "$x_1$"
+    assert ink.annotations == {"UI": "2011_F001_E001", "writer": "w7"}
+    assert ink.symbols == (Symbol("x", (1, 0)), Symbol("1", (2,)))
+
+
+def test_without_namespace_and_with_a_prefix():
+    expected = read_inkml(CROHME.encode())
+    assert read_inkml(CROHME.replace(' xmlns="http://www.w3.org/2003/InkML"', "").encode()) == expected
+    prefixed = CROHME.replace("xmlns=", "xmlns:i=")
+    for name in ("ink", "traceFormat", "channel", "annotation", "annotationXML", "traceGroup", "traceView", "trace"):
+        for mark in (">", " ", "/"):
+            prefixed = prefixed.replace(f"<{name}{mark}", f"<i:{name}{mark}")
+        prefixed = prefixed.replace(f"</{name}>", f"</i:{name}>")
+    assert "<i:traceGroup" in prefixed
+    assert read_inkml(prefixed.encode()) == expected
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_encodings(encoding):
+    ink = read_inkml(ink_with("1 2", "<annotation type='truth'>α</annotation>").decode().encode(encoding))
+    assert ink.label == "α"
+
+
+def test_mathwriting():
+    ink = read_inkml(b"""<ink xmlns="http://www.w3.org/2003/InkML">
+        <annotation type="label">\\frac{a}{b}</annotation>
+        <annotation type="normalizedLabel">\\frac{a}{b}n</annotation>
+        <annotation type="splitTagOriginal">train</annotation>
+        <annotation type="inkCreationMethod">human</annotation>
+        <annotation type="sampleId">000aa4c444cba3f2</annotation>
+        <traceFormat><channel name="X" type="decimal"/><channel name="Y" type="decimal"/>
+        <channel name="T" type="decimal" units="ms"/></traceFormat>
+        <trace id="0">10.01 20.5 0.0,11.0 21.0 17.0</trace></ink>""")
+    assert ink.strokes[0].tolist() == [[10.01, 20.5, 0], [11, 21, 17]]
+    assert ink.label == "\\frac{a}{b}"
+    assert ink.annotations == {
+        "normalizedLabel": "\\frac{a}{b}n",
+        "splitTagOriginal": "train",
+        "inkCreationMethod": "human",
+        "sampleId": "000aa4c444cba3f2",
+    }
+
+
+@pytest.mark.parametrize(
+    ("annotations", "label"),
+    [
+        ("<annotation type='normalizedLabel'>n</annotation><annotation type='truth'>t</annotation>", "t"),
+        ("<annotation type='normalizedLabel'>n</annotation><annotation type='label'>l</annotation>", "l"),
+        ("<annotation type='normalizedLabel'>n</annotation>", "n"),
+        ("<annotation typx='truth'>t</annotation>", "t"),
+        ("<annotation type='truth'> a &lt;<!-- c --> b </annotation>", " a < b "),
+        ("<annotation type='truth'>first</annotation><annotation type='truth'>second</annotation>", "first"),
+        ("<annotation>t</annotation>", None),
+        ("<traceGroup><annotation type='truth'>t</annotation></traceGroup>", None),
+    ],
+)
+def test_labels(annotations, label):
+    assert read_inkml(ink_with("1 2", annotations)).label == label
+
+
+def channels(*names: str) -> str:
+    return "<traceFormat>" + "".join(f"<channel name='{name}'/>" for name in names) + "</traceFormat>"
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "expected"),
+    [
+        ("", "1 2 3 4, 5 6 7 8", [[1, 2], [5, 6]]),  # undeclared channels may mean anything
+        (channels("X", "Y"), "1 2 3, 4 5 6", [[1, 2], [4, 5]]),
+        (channels("T", "y", "X"), "1 2 3, 4 5 6", [[3, 2, 1], [6, 5, 4]]),
+        (channels("X", "Y", "F"), "1 2 3", [[1, 2]]),  # force is not time
+        (channels("X", "Y", "F", "T"), "1 2 3 4", [[1, 2, 4]]),
+        (channels("X", "Y", "T"), "1 2 3, 4 5", [[1, 2], [4, 5]]),  # time is missing
+        (channels(), "1 2", [[1, 2]]),
+    ],
+)
+def test_channels(head, body, expected):
+    assert points(ink_with(body, head)) == [expected]
+
+
+def test_time_of_part_of_the_strokes_is_left_out():
+    data = f"<ink>{channels('X', 'Y', 'T')}<trace>1 2 3</trace><trace>4 5</trace></ink>"
+    assert points(data.encode()) == [[[1, 2]], [[4, 5]]]
+
+
+def test_traces_without_points_keep_the_segmentation_in_step():
+    data = b"""<ink><trace id="a"/><trace id="b"> </trace><trace id="c" type="penUp">9 9</trace><trace id="d">1 2,</trace>
+        <traceGroup><traceGroup><annotation type="truth">x</annotation>
+        <traceView traceDataRef="a"/><traceView traceDataRef="d"/></traceGroup>
+        <traceGroup><annotation type="truth">y</annotation><traceView traceDataRef="b"/></traceGroup></traceGroup></ink>"""
+    ink = read_inkml(data)
+    assert [stroke.tolist() for stroke in ink.strokes] == [[[1, 2]]]
+    assert ink.symbols == (Symbol("x", (0,)),)
+
+
+def test_sources(tmp_path):
+    path = tmp_path / "a.inkml"
+    path.write_text(CROHME)
+    expected = read_inkml(CROHME.encode())
+    with path.open("rb") as file:
+        for source in (path, str(path), file, io.BytesIO(CROHME.encode())):
+            assert read_inkml(source) == expected
+    with path.open() as text, pytest.raises(TypeError, match="binary mode"):
+        read_inkml(text)
+    with pytest.raises(FileNotFoundError):
+        read_inkml(tmp_path / "missing.inkml")
+
+
+# --- what it refuses, and how it says so ---
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "reason"),
+    [
+        ("3 4, 5 6", "3 4, nan 6", 13, "point 2 of trace '0', 'nan 6': 'nan' is not finite"),
+        ("3 4, 5 6", "3 4,\n 5\n 1e999", 14, "'1e999' is not finite"),
+        ("-9e1 10", "-9e9 10", 16, "point 1 of trace '1', '-9e9 10': '-9e9' is beyond"),
+        ("7.5 8,", "7.5,", 16, "point 0 of trace '1', '7.5': 1 values, but at least 2 are needed"),
+        ("7.5 8,", "7.5 8,,", 16, "point 1 of trace '1', '': 0 values"),
+        ("7.5 8,", "7.5 8x,", 16, "'8x' is not a number"),
+        ("7.5 8,", "7.5 8, '1 '2,", 16, "difference-encoded"),
+        ('name="X"', 'name="Z"', 2, "traceFormat has no X and Y"),
+        ('traceDataRef="0"', 'traceDataRef="9"', 24, "names trace '9', which is not there"),
+        ('<trace id="1">', '<trace id="0">', 15, "two traces have the id '0'"),
+        ("</math>", "</mat>", 10, "not well-formed XML"),
+        ("</ink>", "", 30, "not well-formed XML"),
+        ("$x_1$", "\0", 8, "not well-formed XML"),
+    ],
+)
+def test_errors_name_file_line_and_reason(tmp_path, old, new, line, reason):
+    assert old in CROHME
+    path = tmp_path / "bad.inkml"
+    path.write_text(CROHME.replace(old, new, 1))
+    with pytest.raises(InkError) as caught:
+        read_inkml(path)
+    assert (caught.value.file, caught.value.line) == (str(path), line)
+    assert reason in caught.value.reason
+    assert str(caught.value) == f"{path}:{line}: {caught.value.reason}"
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "not well-formed XML"),
+        (b"   ", "not well-formed XML"),
+        (b"\x89PNG\r\n", "not well-formed XML"),
+        (b"<ink/>", "no trace with a point"),
+        (b"<ink><trace>  </trace></ink>", "no trace with a point"),
+        (b"<svg><trace>1 2</trace></svg>", "<svg>, not InkML's <ink>"),
+        (b"<?xml version='1.0' encoding='nonsense'?><ink/>", "XML"),
+        ("<ink><annotation type='truth'>é</annotation></ink>".encode("latin-1"), "not well-formed XML"),
+        (b"<ink>" + b"<g>" * 5000 + b"</g>" * 5000 + b"</ink>", "not well-formed XML"),
+    ],
+)
+def test_other_files_are_refused(data, reason):
+    with pytest.raises(InkError, match=reason):
+        read_inkml(data)
+
+
+def test_large_files_are_refused(tmp_path):
+    path = tmp_path / "large.inkml"
+    path.write_text(CROHME)
+    assert read_inkml(path, max_bytes=len(CROHME)) == read_inkml(CROHME.encode())
+    for source in (path, CROHME.encode(), io.BytesIO(CROHME.encode())):
+        with pytest.raises(InkError, match="more than 99 bytes"):
+            read_inkml(source, max_bytes=99)
+
+
+BOMB = """<?xml version="1.0"?>
+<!DOCTYPE ink [<!ENTITY a "1 2, "><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;"><!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;">
+<!ENTITY d "&c;&c;&c;&c;&c;&c;&c;&c;"><!ENTITY e "&d;&d;&d;&d;&d;&d;&d;&d;"><!ENTITY f "&e;&e;&e;&e;&e;&e;&e;&e;">]>
+<ink><trace>&f;&f;&f;&f; 1 2</trace></ink>"""
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the reader went to the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-be", "utf-32"])
+def test_entity_bombs_are_refused(encoding):
+    with pytest.raises(InkError, match="DOCTYPE"):
+        read_inkml(BOMB.encode(encoding))
+
+
+def test_a_bomb_in_an_encoding_that_hides_it_is_refused():
+    data = BOMB.replace("1.0", "1.0' encoding='cp037").replace('"', "'", 2).encode("cp037")
+    assert b"DOCTYPE" not in data
+    with pytest.raises(InkError):
+        read_inkml(data)
+
+
+def test_external_entities_are_refused(tmp_path, no_network):
+    secret = tmp_path / "secret"
+    secret.write_text("42 42")
+    for declaration in (
+        f"<!DOCTYPE ink [<!ENTITY x SYSTEM '{secret.as_uri()}'>]>",
+        "<!DOCTYPE ink [<!ENTITY x SYSTEM 'http://127.0.0.1:9/x'>]>",
+        "<!DOCTYPE ink [<!ENTITY % p SYSTEM 'http://127.0.0.1:9/x.dtd'> %p;]>",
+        "<!DOCTYPE ink SYSTEM 'http://127.0.0.1:9/ink.dtd'>",
+        "<!DOCTYPE ink>",
+    ):
+        with pytest.raises(InkError, match="DOCTYPE"):
+            read_inkml(f"{declaration}<ink><trace>&x;</trace></ink>".encode())
+
+
+def test_the_parser_itself_neither_expands_nor_fetches(tmp_path, no_network, monkeypatch):
+    """The second line of defence, with the search for DOCTYPE put out of action."""
+    secret = tmp_path / "secret"
+    secret.write_text("42 42")
+    hidden = f"<!DOCTYPE ink [<!ENTITY x SYSTEM '{secret.as_uri()}'>]><ink><trace>&x;</trace></ink>"
+    for text in (hidden, BOMB[len('<?xml version="1.0"?>') :]):
+        data = f"<?xml version='1.0' encoding='cp037'?>{text}".encode("cp037")
+        with pytest.raises(InkError, match="document type declaration|not well-formed|not readable"):
+            read_inkml(data)
+
+
+# --- writing ---
+
+texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], exclude_characters="￾￿"), max_size=8)
+names = st.text(string.ascii_letters, min_size=1, max_size=6).filter(
+    lambda name: name not in ("truth", "label", "normalizedLabel")
+)
+numbers = st.floats(-1e9, 1e9)
+
+
+@st.composite
+def inks(draw: st.DrawFn) -> Ink:
+    columns = draw(st.sampled_from([2, 3]))
+    point = st.lists(numbers, min_size=columns, max_size=columns)
+    strokes = draw(st.lists(st.lists(point, min_size=1, max_size=4), min_size=1, max_size=4))
+    index = st.integers(0, len(strokes) - 1)
+    symbol = st.builds(Symbol, texts, st.lists(index, min_size=1, max_size=3).map(tuple))
+    return Ink(
+        tuple(strokes),
+        label=draw(st.none() | texts),
+        symbols=tuple(draw(st.lists(symbol, max_size=3))),
+        annotations=draw(st.dictionaries(names, texts, max_size=3)),
+    )
+
+
+@fuzz
+@given(inks())
+def test_what_is_written_is_read_back_equal(ink):
+    file = io.BytesIO()
+    write_inkml(ink, file)
+    assert read_inkml(file.getvalue()) == ink
+
+
+def test_write_to_a_path(tmp_path):
+    ink = read_inkml(CROHME.encode())
+    write_inkml(ink, tmp_path / "a.inkml")
+    assert read_inkml(str(tmp_path / "a.inkml")) == ink
+
+
+@pytest.mark.parametrize(
+    "ink",
+    [
+        Ink(([[1, 2]],), label="\0"),
+        Ink(([[1, 2]],), annotations={"truth": "x"}),
+        Ink(([[1, 2]],), label="x", annotations={"truth": "x"}),
+        Ink(([[1, 2]],), annotations={"label": "x"}),
+    ],
+)
+def test_ink_that_would_not_survive_is_not_written(ink, tmp_path):
+    with pytest.raises(InkError):
+        write_inkml(ink, tmp_path / "a.inkml")
+    assert not (tmp_path / "a.inkml").exists()
+
+
+# --- fuzzing ---
+
+
+def read_or_refuse(data: bytes) -> None:
+    """Anything but an ink or the documented error fails the test."""
+    try:
+        ink = read_inkml(data)
+    except InkError as error:
+        assert error.reason
+    else:
+        assert all(np.isfinite(stroke).all() for stroke in ink.strokes)
+
+
+pieces = st.sampled_from(
+    [b"<ink>", b"</ink>", b"<trace id='1'>", b"</trace>", b"<trace/>", b"1 2", b",", b" ", b"nan", b"-1e400", b"1_0"]
+    + [b"<traceFormat>", b"</traceFormat>", b"<channel name='X'/>", b"<channel name='Y'/>", b"<channel name='T'/>"]
+    + [b"<annotation type='truth'>", b"</annotation>", b"<traceGroup>", b"</traceGroup>", b"<traceView/>", b"x"]
+    + [b"<traceView traceDataRef='1'/>", b"<!--", b"-->", b"<![CDATA[", b"]]>", b"&#0;", b"&amp;", b"&x;", b"<?p?>"]
+    + [b"<!DOCTYPE ink [", b"<!ENTITY x 'y'>", b"]>", b"<?xml version='1.0' encoding='utf-16'?>", "٣".encode(), b"\0"]
+)
+
+
+@fuzz
+@given(st.binary(max_size=200) | st.lists(pieces, max_size=30).map(b"".join))
+def test_fuzz_fragments(data):
+    read_or_refuse(data)
+    read_or_refuse(b"<ink><trace id='1'>1 2</trace>" + data + b"</ink>")
+    read_or_refuse(b"<ink><trace id='1'>1 2, " + data + b"</trace></ink>")
+
+
+@fuzz
+@given(st.data())
+def test_fuzz_mutations(data):
+    content = bytearray(CROHME.encode())
+    for _ in range(data.draw(st.integers(1, 5))):
+        start = data.draw(st.integers(0, len(content)))
+        length = data.draw(st.integers(0, 30))
+        content[start : start + length] = data.draw(st.binary(max_size=6) | pieces | st.just(bytes(content[:length])))
+    read_or_refuse(bytes(content))
+
+
+# --- CROHME ---
+
+
+def test_crohme_reads(crohme_inkml):
+    """Everything reads and survives writing, except one file that is not UTF-8 and one that is empty."""
+    broken = {"MfrDB0104.inkml": 15, "MfrDB3088.inkml": 1}
+    files = sorted(crohme_inkml.rglob("*.inkml"))
+    assert len(files) == 8836 + 671 + 986
+    for path in files[::EVERY]:
+        if path.name not in broken:
+            ink = read_inkml(path)
+            assert ink.label and ink.symbols, path
+            file = io.BytesIO()
+            write_inkml(ink, file)
+            assert read_inkml(file.getvalue()) == ink, path
+    for path in files:
+        if path.name in broken:
+            with pytest.raises(InkError) as caught:
+                read_inkml(path)
+            assert (Path(caught.value.file).name, caught.value.line) == (path.name, broken[path.name])
+
+
+def test_crohme_misspelt_attribute(crohme_inkml):
+    assert "typx" in (crohme_inkml / "test2013" / "rit_4295_2.inkml").read_text()
+    assert read_inkml(crohme_inkml / "test2013" / "rit_4295_2.inkml").label
