@@ -22,8 +22,9 @@ def main() -> int:
     except ArgumentError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    from abm_hf.training.loop import NonFiniteLossError, train
+    from abm_hf.training.loop import train
     from abm_hf.training.state import CheckpointError, RunDirectoryError
+    from abm_hf.training.step import NonFiniteLossError
 
     try:
         result = train(arguments)

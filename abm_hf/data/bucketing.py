@@ -62,6 +62,7 @@ class PlannedBatch:
         seed: Seeds the random numbers of the batch's augmentation.
         weight: Factor of the batch's mean loss that makes the average over the processes and accumulated batches of
             an optimizer step equal to the mean over all its images; 1.0 when all have the same number of images.
+        step_images: Images of the whole optimizer step, over all processes.
         after: State of the sampler once this batch's optimizer step is done.
     """
 
@@ -69,6 +70,7 @@ class PlannedBatch:
     scale: tuple[float, float] = (1.0, 1.0)
     seed: tuple[int, ...] = (0,)
     weight: float = 1.0
+    step_images: int = 0
     after: Mapping[str, int] | None = None
 
 
@@ -325,7 +327,7 @@ class BucketBatchSampler:
         for batch in group[self.rank :: self.world_size]:
             # Each process divides by `accumulation` and the processes average: this undoes both.
             weight = len(batch.indices) * len(group) / images
-            yield PlannedBatch(batch.indices, batch.scale, batch.seed, weight, dict(state))
+            yield PlannedBatch(batch.indices, batch.scale, batch.seed, weight, images, dict(state))
 
     def state_dict(self) -> dict[str, int]:
         """Where iteration starts. After training on a batch, the state to keep is that batch's `after`."""

@@ -73,7 +73,7 @@ def _image_of(example: Mapping[str, Any]) -> np.ndarray:
         if image.ndim == 3 and image.shape[0] == 1:
             image = image[0]
     elif example.get("image") is not None:
-        image = np.asarray(example["image"]).astype(np.float32) / 255
+        image = np.asarray(example["image"], dtype=np.float32) / np.float32(255)
     else:
         raise ValueError(f"an example needs an image or pixel_values; this one has {sorted(example)}")
     if image.ndim != 2 or 0 in image.shape:

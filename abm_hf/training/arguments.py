@@ -65,7 +65,7 @@ class DataArguments:
         metadata={"help": "Augmentation: smallest and largest scale, drawn once for each batch; 1 1 turns it off."},
     )
     augmentation: str = field(
-        default="none", metadata={"help": "`none`, or `image`: slant, rotation, thickness and jitter of each image."}
+        default="none", metadata={"help": "`none`, or `image`: slant, rotation, stretch and stroke width of each."}
     )
     num_workers: int = field(default=1, metadata={"help": "Processes that prepare batches ahead; 0: none."})
     prefetch: int = field(default=4, metadata={"help": "Batches that each worker prepares ahead."})
@@ -180,10 +180,10 @@ class OptimizationArguments:
 
 @dataclass
 class RunArguments:
-    """Where the run is kept, how it is watched and on what it runs. Changing these never changes the result."""
+    """Where the run is kept, how it is watched and on what it runs; all but the seed and the precision may change."""
 
     output_dir: str = field(default="runs/abm", metadata={"help": "Checkpoints, metrics, curve and the best model."})
-    seed: int = field(default=0, metadata={"help": "Of all random numbers. (This one does change the result.)"})
+    seed: int = field(default=0, metadata={"help": "Of all random numbers."})
     mixed_precision: str = field(default="bf16", metadata={"help": "`no`, `bf16` or `fp16` (GPU only)."})
     channels_last: bool = field(default=True, metadata={"help": "Memory format of the convolutions."})
     compile: bool = field(default=False, metadata={"help": "Compile the model with torch.compile."})
@@ -225,7 +225,10 @@ class Arguments:
     run: RunArguments = field(default_factory=RunArguments)
 
     def hyper_parameters(self) -> dict[str, Any]:
-        """Everything that changes the result of a run: what a resumed run must have in common with its start."""
+        """Everything that changes the result of a run: what a resumed run must have in common with its start.
+
+        Without the data's place, which may move (its content is compared), and the length, which can be extended.
+        """
         free = {"data", "validation_data", "num_workers", "prefetch", "max_steps", "num_epochs", "extend"}
         parts = {**vars(self.data), **vars(self.model), **vars(self.optimization)}
         kept = {name: value for name, value in parts.items() if name not in free}

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.augment import augment_image
 from ..data.bucketing import BucketBatchSampler, PlannedBatch
 from ..data.collator import ABMCollator, label_ids
 from ..data.offline import OfflineError, read_offline, writer_group
@@ -123,7 +124,7 @@ class EncodedImages(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return len(self.column)
 
-    def __getitem__(self, index: Any) -> np.ndarray:
+    def __getitem__(self, index: Any) -> Any:
         cell = self.column[int(index)]["image"]
         data = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
@@ -182,7 +183,8 @@ def _from_datasets(source: str, split: str) -> Items:
     except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
         raise ArgumentError(f"{source} is no data set that can be read: {error}") from error
     if split not in found:
-        raise ArgumentError(f"{source} has no split {split!r}; it has {', '.join(found)}")
+        hint = "" if split == "train" else "; `holdout` sets aside a part of the training split"
+        raise ArgumentError(f"{source} has no split {split!r}; it has {', '.join(found)}{hint}")
     table = found[split]
     missing = {"image", "latex"} - set(table.column_names)
     if missing:
@@ -303,11 +305,11 @@ class LoadedBatch:
         return self
 
 
-Augmentation = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+Augmentation = Callable[[np.ndarray, np.random.Generator, tuple[float, float]], np.ndarray]
 
 
-def resize_image(image: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
-    """Scales height and width by two factors."""
+def resize_image(image: np.ndarray, rng: np.random.Generator, scale: tuple[float, float]) -> np.ndarray:
+    """Scales height and width by the two factors of the batch, and nothing else."""
     if scale == (1.0, 1.0):
         return image
     height, width = (max(1, round(size * factor)) for size, factor in zip(image.shape, scale, strict=True))
@@ -316,9 +318,15 @@ def resize_image(image: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
 
 
 class PlannedDataset(Dataset[LoadedBatch]):
-    """Builds whole batches from [`PlannedBatch`] plans; all its randomness comes from the plan's seed."""
+    """Builds whole batches from [`PlannedBatch`] plans; all its randomness comes from the plan's seed.
 
-    def __init__(self, items: Items, collator: ABMCollator, augment: Augmentation | None = None) -> None:
+    Args:
+        items: Encoded items.
+        collator: Makes the tensors.
+        augment: Gives an image the size that the plan's scale says, and may vary it otherwise.
+    """
+
+    def __init__(self, items: Items, collator: ABMCollator, augment: Augmentation = resize_image) -> None:
         self.items, self.collator, self.augment = items, collator, augment
 
     def __len__(self) -> int:
@@ -328,28 +336,29 @@ class PlannedDataset(Dataset[LoadedBatch]):
         rng = np.random.default_rng(planned.seed)
         examples = []
         for index in planned.indices:
-            image = self.items.images[index]
-            if self.augment is not None:
-                image = self.augment(image, rng)
-            examples.append({"image": resize_image(image, planned.scale), "labels": self.items.labels[index]})
+            image = self.augment(self.items.images[index], rng, planned.scale)
+            examples.append({"image": image, "labels": self.items.labels[index]})
         return LoadedBatch(self.collator(examples), planned, [self.items.ids[i] for i in planned.indices])
 
 
-def augmentation_of(arguments: DataArguments) -> Augmentation | None:
-    """The function that the arguments name."""
-    if arguments.augmentation == "none":
-        return None
-    from ..data.augment import augment_image
+def vary_image(image: np.ndarray, rng: np.random.Generator, scale: tuple[float, float]) -> np.ndarray:
+    """Scales, slants, rotates, stretches an image and varies its strokes' width, see [`augment_image`]."""
+    return augment_image(image, rng, scale=scale)
 
-    return augment_image
+
+def augmentation_of(arguments: DataArguments) -> Augmentation:
+    """The function that the arguments name."""
+    return {"none": resize_image, "image": vary_image}[arguments.augmentation]
 
 
 def make_loader(dataset: PlannedDataset, sampler: BucketBatchSampler, arguments: DataArguments, pin: bool) -> Any:
     """A loader over the sampler's endless stream."""
+    plans: Any = sampler  # typed for lists of indices; a plan is what this data set takes
+    keep: Any = _as_is
     return DataLoader(
         dataset,
-        batch_sampler=sampler,
-        collate_fn=_as_is,
+        batch_sampler=plans,
+        collate_fn=keep,
         num_workers=arguments.num_workers,
         prefetch_factor=arguments.prefetch if arguments.num_workers else None,
         worker_init_fn=_start_worker,

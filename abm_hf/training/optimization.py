@@ -13,11 +13,12 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Parameters with and without weight decay: biases, norms and embeddings go without."""
-    exempt = set()
+    exempt: set[int] = set()
     for module in model.modules():
         if isinstance(module, (*_NORMS, nn.Embedding)):
             exempt.update(id(parameter) for parameter in module.parameters(recurse=False))
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             (free if parameter.ndim < 2 or id(parameter) in exempt else decayed).append(parameter)
@@ -37,44 +38,43 @@ def build_optimizer(model: nn.Module, arguments: OptimizationArguments) -> torch
 
 
 class AveragedWeights:
-    """Exponential moving average of a model's state, in float32.
+    """Exponential moving average of a model's state.
 
     The decay starts low, `(1 + n) / (10 + n)` after n updates, so that the random start is forgotten early. Batch-norm
     statistics are averaged like weights: they then belong to the averaged weights of about the same moments, and the
     noise of batches that hold one size or one length of expression is averaged out as well.
 
     Args:
-        model: Whose state is averaged, in place of a copy of the module.
-        decay: Of the average, per update; 0 follows the model.
+        model: Whose state is averaged. Its tensors must stay the same objects (values are changed in place).
+        decay: Of the average, for each update; 0 follows the model.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self._followed = dict(model.state_dict())
+        self.state = {name: value.detach().clone() for name, value in self._followed.items()}
+        floating = [name for name, value in self.state.items() if value.is_floating_point()]
+        self._means = [self.state[name] for name in floating]
+        self._values = [self._followed[name] for name in floating]
+        self._counters = [name for name in self.state if name not in set(floating)]
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Moves the average towards the model's state."""
+    def update(self) -> None:
+        """Moves the average towards the model's present state."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.decay else 0.0
-        mine, theirs = [], []
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                mine.append(self.state[name])
-                theirs.append(value.detach())
-            else:
-                self.state[name].copy_(value)
-        torch._foreach_lerp_(mine, theirs, 1 - decay)
+        torch._foreach_lerp_(self._means, self._values, 1 - decay)
+        for name in self._counters:
+            self.state[name].copy_(self._followed[name])
 
     @torch.no_grad()
-    def swap(self, model: nn.Module) -> None:
-        """Exchanges the average and the model's state: call twice around an evaluation."""
-        for name, value in model.state_dict().items():
-            mine = self.state[name]
-            kept = value.detach().clone()
-            value.copy_(mine)
-            mine.copy_(kept)
+    def swap(self) -> None:
+        """Exchanges the average and the model's state: call it twice around an evaluation."""
+        for name, value in self._followed.items():
+            kept = value.clone()
+            value.copy_(self.state[name])
+            self.state[name].copy_(kept)
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""

@@ -204,7 +204,7 @@ class RunDirectory:
         foreign = [entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")]
         if foreign and not (self.path / "run.json").is_file():
             raise RunDirectoryError(
-                f"{self.path} is no training run, but holds {', '.join(sorted(foreign)[:3])}: choose an empty output_dir"
+                f"{self.path} is no run, it holds {', '.join(sorted(foreign)[:3])}: choose an empty output_dir"
             )
 
     def recorded(self) -> dict[str, Any] | None:
@@ -212,8 +212,12 @@ class RunDirectory:
         file = self.path / "run.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
-    def check_same_run(self, hyper_parameters: Mapping[str, Any]) -> None:
+    def check_same_run(self, hyper_parameters: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         """Compares the hyper-parameters with those of the run that is there, if there is one.
+
+        Args:
+            hyper_parameters: Those of now.
+            defaults: Values of the same names where the run there did not record one.
 
         Raises:
             RunDirectoryError: Naming each changed one with its old and new value.
@@ -221,11 +225,12 @@ class RunDirectory:
         recorded = self.recorded()
         if recorded is None:
             return
-        before = recorded["hyper_parameters"]
+        # A run from before an option existed behaved like its default.
+        before = {**defaults, **recorded["hyper_parameters"]}
         changed = [
-            f"{name}: {before.get(name)!r} there, {hyper_parameters.get(name)!r} now"
-            for name in sorted(before.keys() | hyper_parameters.keys())
-            if before.get(name) != hyper_parameters.get(name)
+            f"{name}: {before[name]!r} there, {value!r} now"
+            for name, value in sorted(hyper_parameters.items())
+            if before[name] != value
         ]
         if changed:
             raise RunDirectoryError(
