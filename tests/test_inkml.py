@@ -1,6 +1,7 @@
 """The InkML reader and writer: the dialects it reads, the files it refuses, and that nothing else comes out of it.
 
-`ABM_HF_FUZZ_EXAMPLES=10000` runs the fuzz tests in full; `ABM_HF_CROHME_EVERY=1` reads every CROHME file, not a sample.
+`ABM_HF_FUZZ_EXAMPLES=10000` runs the fuzz tests in full; `ABM_HF_CROHME_EVERY=1` reads every CROHME file instead of
+a sample.
 """
 
 import io
@@ -156,10 +157,12 @@ def test_time_of_part_of_the_strokes_is_left_out():
 
 
 def test_traces_without_points_keep_the_segmentation_in_step():
-    data = b"""<ink><trace id="a"/><trace id="b"> </trace><trace id="c" type="penUp">9 9</trace><trace id="d">1 2,</trace>
+    data = b"""<ink><trace id="a"/><trace id="b"> </trace><trace id="c" type="penUp">9 9</trace>
+        <trace id="d">1 2,</trace>
         <traceGroup><traceGroup><annotation type="truth">x</annotation>
         <traceView traceDataRef="a"/><traceView traceDataRef="d"/></traceGroup>
-        <traceGroup><annotation type="truth">y</annotation><traceView traceDataRef="b"/></traceGroup></traceGroup></ink>"""
+        <traceGroup><annotation type="truth">y</annotation><traceView traceDataRef="b"/></traceGroup>
+        </traceGroup></ink>"""
     ink = read_inkml(data)
     assert [stroke.tolist() for stroke in ink.strokes] == [[[1, 2]]]
     assert ink.symbols == (Symbol("x", (0,)),)
@@ -258,13 +261,6 @@ def test_entity_bombs_are_refused(encoding):
         read_inkml(BOMB.encode(encoding))
 
 
-def test_a_bomb_in_an_encoding_that_hides_it_is_refused():
-    data = BOMB.replace("1.0", "1.0' encoding='cp037").replace('"', "'", 2).encode("cp037")
-    assert b"DOCTYPE" not in data
-    with pytest.raises(InkError):
-        read_inkml(data)
-
-
 def test_external_entities_are_refused(tmp_path, no_network):
     secret = tmp_path / "secret"
     secret.write_text("42 42")
@@ -279,14 +275,15 @@ def test_external_entities_are_refused(tmp_path, no_network):
             read_inkml(f"{declaration}<ink><trace>&x;</trace></ink>".encode())
 
 
-def test_the_parser_itself_neither_expands_nor_fetches(tmp_path, no_network, monkeypatch):
-    """The second line of defence, with the search for DOCTYPE put out of action."""
+def test_an_encoding_that_hides_the_declaration_does_not_help(tmp_path, no_network):
+    """In UTF-7 a file can declare a document type without having those characters in a row."""
     secret = tmp_path / "secret"
     secret.write_text("42 42")
-    hidden = f"<!DOCTYPE ink [<!ENTITY x SYSTEM '{secret.as_uri()}'>]><ink><trace>&x;</trace></ink>"
-    for text in (hidden, BOMB[len('<?xml version="1.0"?>') :]):
-        data = f"<?xml version='1.0' encoding='cp037'?>{text}".encode("cp037")
-        with pytest.raises(InkError, match="document type declaration|not well-formed|not readable"):
+    theft = f"<!DOCTYPE ink [<!ENTITY x SYSTEM '{secret.as_uri()}'>]><ink><trace>1 2, &x;</trace></ink>"
+    for text, reason in ((theft, "document type declaration is refused"), (BOMB.partition("?>")[2], "amplification")):
+        data = b"<?xml version='1.0' encoding='UTF-7'?>" + text.replace("<!", "+ADwAIQ-").encode()
+        assert b"<!" not in data
+        with pytest.raises(InkError, match=reason):
             read_inkml(data)
 
 
@@ -356,13 +353,11 @@ def read_or_refuse(data: bytes) -> None:
         assert all(np.isfinite(stroke).all() for stroke in ink.strokes)
 
 
-pieces = st.sampled_from(
-    [b"<ink>", b"</ink>", b"<trace id='1'>", b"</trace>", b"<trace/>", b"1 2", b",", b" ", b"nan", b"-1e400", b"1_0"]
-    + [b"<traceFormat>", b"</traceFormat>", b"<channel name='X'/>", b"<channel name='Y'/>", b"<channel name='T'/>"]
-    + [b"<annotation type='truth'>", b"</annotation>", b"<traceGroup>", b"</traceGroup>", b"<traceView/>", b"x"]
-    + [b"<traceView traceDataRef='1'/>", b"<!--", b"-->", b"<![CDATA[", b"]]>", b"&#0;", b"&amp;", b"&x;", b"<?p?>"]
-    + [b"<!DOCTYPE ink [", b"<!ENTITY x 'y'>", b"]>", b"<?xml version='1.0' encoding='utf-16'?>", "٣".encode(), b"\0"]
-)
+PIECES = """<ink> </ink> <trace/> <trace~id='1'> </trace> 1~2 , ~ nan -1e400 1_0 x ٣ &#0; &amp; &x; <!-- --> <?p?>
+<traceFormat> </traceFormat> <channel~name='X'/> <channel~name='Y'/> <channel~name='T'/> <annotation~type='truth'>
+</annotation> <traceGroup> </traceGroup> <traceView/> <traceView~traceDataRef='1'/> <![CDATA[ ]]> <!DOCTYPE~ink~[
+<!ENTITY~x~'y'> ]> <?xml~version='1.0'~encoding='utf-16'?>"""
+pieces = st.sampled_from([b"\0", *(piece.replace("~", " ").encode() for piece in PIECES.split())])
 
 
 @fuzz

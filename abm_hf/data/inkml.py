@@ -136,7 +136,8 @@ def _parse(data: bytes, name: str | None) -> etree._Element:
     try:
         root = etree.fromstring(data, parser)
     except etree.XMLSyntaxError as error:
-        raise InkError(f"not well-formed XML: {error.msg}", name, error.lineno) from None
+        reason = error.msg.rpartition(", line ")[0].strip() or error.msg  # the line is told once, by the error
+        raise InkError(f"not well-formed XML: {reason}", name, error.lineno) from None
     except (ValueError, LookupError) as error:  # an encoding that is unknown or declared twice
         raise InkError(f"not readable as XML: {error}", name) from None
     if root.getroottree().docinfo.internalDTD is not None:

@@ -109,7 +109,8 @@ def _to_units(points: np.ndarray, starts: np.ndarray, height: float) -> np.ndarr
         return points
     for per_unit in (10.0, 100.0, 1000.0):
         units = np.floor(points * per_unit + 0.5)
-        if np.abs(units - points * per_unit).max() < 1e-6:
+        # 0.07 · 100 is not quite 7; the tolerance is relative, or tiny ink would count as zeros
+        if np.abs(units - points * per_unit).max() <= 1e-12 * per_unit * np.abs(points).max():
             return units
     fineness = _symbol_size(points, starts) * per_unit
     if 0 < fineness < height:
