@@ -27,7 +27,7 @@ from abm_hf.data.latex import (
 )
 from abm_hf.tokenization_abm import ABM_VOCABULARY
 
-# `ABM_HF_FUZZ_EXAMPLES=10000` for the full run.
+# `ABM_HF_FUZZ_EXAMPLES=10000` (and `--timeout=0`) for the full run.
 fuzz = settings(
     max_examples=int(os.environ.get("ABM_HF_FUZZ_EXAMPLES", "300")),
     deadline=None,  # a hang meets the suite's timeout; a busy machine is none
@@ -415,6 +415,10 @@ def test_other_vocabularies() -> None:
     assert normalize_latex(r"\vert a \geqslant b") == ["|", "a", r"\geq", "b"]
     assert normalize_latex(r"\mathop { \lim } \limits _ a", vocabulary=hme100k) == [r"\lim", "_", "{", "a", "}"]
     assert normalize_latex("sin", vocabulary={"s", "i", "n"}) == ["s", "i", "n"]
+    assert normalize_latex(r"\omega{t} \perp{x}", vocabulary=None) == [r"\omega", "t", r"\perp", "x"]
+    assert normalize_latex(r"\heartsuit x", vocabulary=None) == [r"\heartsuit", "x"]
+    with pytest.raises(LatexError, match="overarc"):
+        normalize_latex(r"\overarc{AB}", vocabulary=None)
     matrix = r"\begin{pmatrix} 1 & x ^ { 2 } \\ 0 & 1 \end{pmatrix}"
     assert " ".join(normalize_latex(r"\begin{pmatrix}1&x^2\\0&1\end{pmatrix}", vocabulary=None)) == matrix
 

@@ -75,6 +75,17 @@ A B C E F G H I L M N P R S T V X Y ( ) [ ] \{ \} | + - = < > / ! , . ' { } ^ _
 CROHME_TOKENS = frozenset(_CROHME_LISTING.split())
 """The 110 tokens of the CROHME labels: the model's vocabulary without its special tokens."""
 
+_SYMBOLS_LISTING = r"""
+\delta \epsilon \varepsilon \zeta \eta \vartheta \iota \kappa \nu \xi \varpi \rho \varrho \varsigma \tau \upsilon
+\varphi \chi \psi \omega \Gamma \Theta \Lambda \Xi \Pi \Sigma \Upsilon \Phi \Psi \Omega \hbar \ell \partial \nabla
+\cot \sec \csc \arcsin \arccos \arctan \sinh \cosh \tanh \coth \ln \lg \exp \dim \ker \deg \arg \mod \approx \equiv
+\sim \simeq \cong \propto \perp \parallel \subset \subseteq \supset \supseteq \notin \cup \cap \wedge \vee \circ \ast
+\Rightarrow \Leftarrow \Leftrightarrow \leftrightarrow \leftarrow \mapsto \emptyset \varnothing \angle
+\therefore \because
+"""
+_SYMBOLS = CROHME_TOKENS | LARGE_OPERATORS | frozenset(_SYMBOLS_LISTING.split())
+"""Control words that are known to take no argument, so that a group behind them is a group of its own."""
+
 _SYNONYMS: Mapping[str, str] = {
     **{"\\lt": "<", "\\gt": ">", "\\to": "\\rightarrow", "\\le": "\\leq", "\\ge": "\\geq", "\\ne": "\\neq"},
     **{"\\dots": "\\ldots", "\\dotsc": "\\ldots", "\\dotso": "\\ldots", "\\dotsb": "\\cdots", "\\dotsm": "\\cdots"},
@@ -158,7 +169,8 @@ def normalize_latex(
         raw (`str`): a label as CROHME, MathWriting or HME100K write it, or LaTeX mathematics from elsewhere.
         convention (`str`, defaults to `"abm"`): one of `"abm"`, `"comer"`, `"written"`; see the top of this file.
         vocabulary (`Collection[str]`, *optional*, defaults to the 110 CROHME tokens): the tokens that the result may
-            use; `None` admits every token that [`parse_latex`] does.
+            use; `None` admits every token that [`parse_latex`] does. Which commands take groups is fixed, see
+            `ARGUMENT_COUNTS`; an unknown one before a group is refused rather than taken apart.
 
     Returns:
         `list[str]`: the tokens; [`is_well_formed`] holds for them, and normalising them again changes nothing.
@@ -216,8 +228,15 @@ def _respell(tokens: list[str], vocabulary: Collection[str] | None) -> list[str]
             respelled.append(_NEGATED[following])
             index += 1
         else:
-            respelled.extend(_spellings(token, vocabulary))
+            spellings = _spellings(token, vocabulary)
+            if following == "{" and spellings[0] not in _SYMBOLS and _is_unknown_command(spellings[0]):
+                raise LatexError(f"{token!r} may take the group behind it, but is not known to", token=token)
+            respelled.extend(spellings)
     return respelled
+
+
+def _is_unknown_command(token: str) -> bool:
+    return re.fullmatch(r"\\[A-Za-z]+", token) is not None and token not in _TAKES_ARGUMENTS
 
 
 def _spellings(token: str, vocabulary: Collection[str] | None) -> tuple[str, ...]:
