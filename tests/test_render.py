@@ -65,7 +65,7 @@ def test_positions_are_single_precision():
     assert render_ink(Ink(([[0, 0], [0, 24]], [[438, 0], [438, 24]]))).shape[1] == 510 + 26
 
 
-@given(st.lists(st.tuples(st.integers(0, 10**5), st.integers(0, 10**5)), min_size=2, max_size=12), st.integers(1, 3))
+@given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 200)), min_size=2, max_size=12), st.integers(1, 3))
 def test_up_to_three_decimals_are_the_unit(points, decimals):
     """11.7 cm is drawn as 117 mm is."""
     units = np.array(points, dtype=np.float64)
@@ -167,11 +167,15 @@ def test_a_dot(unit, origin):
         assert ink_at(image) == square(13, 13)
 
 
-@pytest.mark.parametrize("wobble", [0, 1, 9])
+@pytest.mark.parametrize("wobble", [0, 10, 99])
 def test_flat_ink_is_scaled_by_its_width(wobble):
     """A lone minus sign becomes as wide as a letter is high, not a line across a thousand pixels."""
-    image = render_ink(Ink(([[10, 50], [60, 50 + wobble], [110, 50]],)))
-    assert image.shape == (26 + wobble * 28 // 100, 26 + 28)
+    image = render_ink(Ink(([[0, 0], [500, wobble], [1000, 0]],)))
+    assert image.shape == (26 + wobble * 28 // 1000, 26 + 28)
+
+
+def test_ink_as_high_as_a_tenth_of_its_width_is_not_flat():
+    assert render_ink(Ink(([[0, 0], [500, 100], [1000, 0]],))).shape == (26 + 28, 26 + 280)
 
 
 def test_dots_alone_are_scaled_by_their_distance():
@@ -197,6 +201,15 @@ def test_large_ink_is_drawn_smaller(size, max_pixels):
     far = Ink((*LETTER.strokes, [list(size)]))
     image = render_ink(far, max_pixels=max_pixels)
     assert 0.4 * max_pixels <= image.size <= max_pixels
+
+
+def test_large_ink_never_exceeds_the_limit():
+    ink = Ink(tuple(stroke * 99.7 for stroke in LETTER.strokes))
+    for max_pixels in range(900, 1400):
+        assert 0.8 * max_pixels <= render_ink(ink, max_pixels=max_pixels).size <= max_pixels
+    uneven = Ink(([[1, 0], [1, 56]], [[62, 0], [62, 56]]))  # 30.5 pixels wide, which here take 31 columns
+    for max_pixels in range(3000, 3100):
+        assert render_ink(uneven, max_pixels=max_pixels).size <= max_pixels
 
 
 def test_ink_without_end_is_refused():
