@@ -183,7 +183,7 @@ def test_dots_alone_are_scaled_by_their_distance():
     assert render_ink(Ink(([[0, 0]], [[5, 0]], [[10, 0]]))).shape == (26, 26 + 28)
 
 
-@pytest.mark.parametrize("unit", [1e-4, 1e-6, 1e-12])
+@pytest.mark.parametrize("unit", [1e-4, 1e-6, 1e-12, 1e-300, 1e-318])
 def test_tiny_units_keep_their_detail(unit):
     tiny = render_ink(Ink(tuple(stroke * unit for stroke in LETTER.strokes)))
     whole = render_ink(LETTER)
@@ -218,10 +218,13 @@ def test_ink_without_end_is_refused():
         render_ink(Ink((zigzag,)))
 
 
-coordinates = st.floats(-1e9, 1e9) | st.floats(-100, 100) | st.integers(-1000, 1000).map(float)
+coordinates = (
+    st.floats(-1e9, 1e9) | st.floats(-1e-300, 1e-300) | st.floats(-100, 100) | st.integers(-1000, 1000).map(float)
+)
 
 
 @fuzz
+@pytest.mark.filterwarnings("error")
 @given(
     st.lists(st.lists(st.tuples(coordinates, coordinates), min_size=1, max_size=6), min_size=1, max_size=5),
     st.floats(0.5, 200),

@@ -50,8 +50,7 @@ def render_ink(
 
     - Flat ink, lower than a tenth of its widest trace (a lone minus sign), is scaled by that trace's width instead of
       the heights; ink of a single place is one dot.
-    - Ink whose tall traces are lower than `height` thousandths is counted in units small enough that a pixel is no
-      finer.
+    - Ink whose tall traces are lower than `height` thousandths of its unit is counted in thousandths of their height.
     - Ink farther than 32,768 pixels from the origin is moved to it, as float32 would blur it.
 
     Args:
@@ -112,12 +111,10 @@ def _to_units(points: np.ndarray, starts: np.ndarray, height: float) -> np.ndarr
         # 0.07 · 100 is not quite 7; the tolerance is relative, or tiny ink would count as zeros
         if np.abs(units - points * per_unit).max() <= 1e-12 * per_unit * np.abs(points).max():
             return units
-    fineness = _symbol_size(points, starts) * per_unit
-    if 0 < fineness < height:
+    if 0 < _symbol_size(points, starts) * per_unit < height:
         points = points - points.min(axis=1, keepdims=True)
-        # Ink whose sizes differ by 10^12 is degenerate anyway, and would run out of float64's digits.
-        per_unit = min(per_unit * 10.0 ** math.ceil(math.log10(height / fineness)), 1e15 / points.max())
-        units = np.floor(points * per_unit + 0.5)
+        points /= points.max()  # to the unit square first, as the least of numbers have no finite inverse
+        units = np.floor(points * min(1000 / _symbol_size(points, starts), 1e15) + 0.5)
     return units
 
 
