@@ -103,6 +103,15 @@ class ABMProcessor(ProcessorMixin):
         labels = np.where(encoded["attention_mask"] == 1, encoded["input_ids"], _NO_LABEL).astype(np.int64)
         return torch.from_numpy(labels) if return_tensors in ("pt", TensorType.PYTORCH) else labels
 
+    @classmethod
+    def _get_arguments_from_pretrained(
+        cls, pretrained_model_name_or_path: Any, processor_dict: dict[str, Any] | None = None, **kwargs: Any
+    ) -> list[Any]:
+        """Load both parts as what they are, so that loading works whether or not the Auto classes know them."""
+        return [
+            part.from_pretrained(pretrained_model_name_or_path, **kwargs) for part in (ABMImageProcessor, ABMTokenizer)
+        ]
+
     @property
     def model_input_names(self) -> list[str]:
         """What `__call__` returns."""
