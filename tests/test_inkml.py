@@ -121,6 +121,7 @@ def test_mathwriting():
         ("<annotation type='normalizedLabel'>n</annotation><annotation type='label'>l</annotation>", "l"),
         ("<annotation type='normalizedLabel'>n</annotation>", "n"),
         ("<annotation typx='truth'>t</annotation>", "t"),
+        ("<annotation type='truth'> </annotation><annotation type='label'>l</annotation>", "l"),
         ("<annotation type='truth'> a &lt;<!-- c --> b </annotation>", " a < b "),
         ("<annotation type='truth'>first</annotation><annotation type='truth'>second</annotation>", "first"),
         ("<annotation>t</annotation>", None),

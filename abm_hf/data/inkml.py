@@ -136,7 +136,7 @@ def _parse(data: bytes, name: str | None) -> etree._Element:
     try:
         root = etree.fromstring(data, parser)
     except etree.XMLSyntaxError as error:
-        reason = error.msg.rpartition(", line ")[0].strip() or error.msg  # the line is told once, by the error
+        reason = str(error.msg).partition(", line ")[0].strip()  # the error tells the line once
         raise InkError(f"not well-formed XML: {reason}", name, error.lineno) from None
     except (ValueError, LookupError) as error:  # an encoding that is unknown or declared twice
         raise InkError(f"not readable as XML: {error}", name) from None
@@ -172,11 +172,11 @@ def _read_annotations(root: etree._Element) -> tuple[str | None, dict[str, str]]
     """The label, and the other annotations. Of several annotations of one type the first counts."""
     found: dict[str, str] = {}
     for element in _children(root, "annotation"):
-        kind = element.get("type", element.get("typx"))
-        if kind is not None:
-            found.setdefault(kind, _text(element))
+        kind, text = element.get("type", element.get("typx")), _text(element)
+        if kind is not None and (text.strip() or kind != LABEL_TYPES[0]):  # a blank truth is none
+            found.setdefault(kind, text)
     for kind in LABEL_TYPES:
-        if kind in found:
+        if found.get(kind, "").strip():
             return found.pop(kind), found
     return None, found
 
@@ -200,7 +200,8 @@ def _read_trace(trace: etree._Element, columns: tuple[int, int, int | None], nam
     if not text.strip() or trace.get("type") == "penUp":
         return None
     rows = [point.split() for point in text.split(",")]
-    used = [column for column in columns if column is not None and (column in columns[:2] or column < _shortest(rows))]
+    x, y, t = columns
+    used = [x, y] if t is None or min(map(len, rows)) <= t else [x, y, t]
     try:
         points = np.array([[float(row[column]) for column in used] for row in rows])
     except (ValueError, IndexError):
@@ -208,10 +209,6 @@ def _read_trace(trace: etree._Element, columns: tuple[int, int, int | None], nam
     if not np.isfinite(points).all() or np.abs(points[:, :2]).max() > MAX_COORDINATE:
         raise _bad_point(trace, text, used, name)
     return points
-
-
-def _shortest(rows: list[list[str]]) -> int:
-    return min(map(len, rows))
 
 
 def _bad_point(trace: etree._Element, text: str, used: list[int], name: str | None) -> InkError:
@@ -231,7 +228,7 @@ def _fault(values: list[str], used: list[int]) -> str | None:
     """What keeps the values of one point from being used, if anything does."""
     if len(values) <= max(used):
         return f"{len(values)} values, but at least {max(used) + 1} are needed"
-    for value, is_coordinate in [(values[column], rank < 2) for rank, column in enumerate(used)]:
+    for rank, value in enumerate(values[column] for column in used):
         try:
             number = float(value)
         except ValueError:
@@ -240,7 +237,7 @@ def _fault(values: list[str], used: list[int]) -> str | None:
             return f"{value!r} is not a number"
         if not np.isfinite(number):
             return f"{value!r} is not finite"
-        if is_coordinate and abs(number) > MAX_COORDINATE:
+        if rank < 2 and abs(number) > MAX_COORDINATE:  # time may be of any size
             return f"{value!r} is beyond ±{MAX_COORDINATE:g}, too far for a pen"
     return None
 
