@@ -126,7 +126,8 @@ _TOKEN = re.compile(r"\\(begin|end)\s*\{\s*([A-Za-z]+\*?)\s*\}|\\(?:[A-Za-z]+|.)
 
 # CROHME spells these out now and then; the published labels have "\log", "\lim" but "a _ { t a n }", and "sin", "cos"
 # and "div" occur in 2013 truths of the same origin (RIT), so they are taken the same way. "\mathrm{div}" stays.
-_SPELLED_OUT = re.compile(r"(?<![\\A-Za-z])(?:log|lim|sin|cos|(?<=\s)div|l o g|l i m)(?![A-Za-z])")
+_SPELLED_OUT = re.compile(r"(?<![\\A-Za-z])(?:log|lim|sin|cos|(?<=\s)div)(?![A-Za-z])")
+_SPACED_OUT: Mapping[tuple[str, ...], str] = {("l", "o", "g"): "\\log", ("l", "i", "m"): "\\lim"}
 _GLUED = re.compile(r"\\([lg]t)(?=[A-Za-z](?![A-Za-z]))")  # "\gtM" for "\gt M"
 _ABOVE = re.compile(r"\bABOVE\b")  # RIT writes "\sqrt {x} ABOVE {n}" for an index
 _INDEX_ABOVE = "\\ABOVE"
@@ -184,27 +185,49 @@ def normalize_latex(
         raise ValueError(f"unknown label convention {convention!r}: choose one of {', '.join(CONVENTIONS)}")
 
     def spell(found: re.Match[str]) -> str:
-        word = "\\" + found.group().replace(" ", "")
+        word = "\\" + found.group()
         return f"{word} " if vocabulary is None or word in vocabulary else found.group()
 
     text = _ABOVE.sub(r"\\ABOVE ", _GLUED.sub(r"\\\1 ", _SPELLED_OUT.sub(spell, raw)))
     tokens = _respell(lex_latex(text), vocabulary)
     if convention != "written" and (vocabulary is None or "\\prime" in vocabulary):
         tokens = _expand_primes(tokens)
-    braced = _move_indices(_Bracer(tokens).run())
-    try:
-        tree = parse_latex(braced)
-    except LatexError as error:
-        raise LatexError(f"{error}, in {' '.join(braced)!r}", token=error.token) from error
-    tree = tree.canonical(sort_scripts=convention != "written", limits=_LIMITS[convention])
+    tree = _canonical(_move_indices(_Bracer(tokens).run()), convention)
     _check_arguments(tree)
     result = tree.tokens()
+    words = _join_letters(result, vocabulary)
+    if words != result:
+        result = _canonical(words, convention).tokens()
     if not result:
         raise LatexError("the label is empty")
     unknown = sorted(set(result) - set(vocabulary)) if vocabulary is not None else []
     if unknown:
         raise LatexError(f"tokens outside the vocabulary: {' '.join(unknown)}", token=unknown[0])
     return result
+
+
+def _canonical(tokens: list[str], convention: str) -> Row:
+    try:
+        tree = parse_latex(tokens)
+    except LatexError as error:
+        raise LatexError(f"{error}, in {' '.join(tokens)!r}", token=error.token) from error
+    return tree.canonical(sort_scripts=convention != "written", limits=_LIMITS[convention])
+
+
+def _join_letters(tokens: list[str], vocabulary: Collection[str] | None) -> list[str]:
+    """MfrDB's `l o g` and `l i m`, written letter by letter, to `\\log` and `\\lim`, unless a letter stands before."""
+    joined: list[str] = []
+    index = 0
+    while index < len(tokens):
+        word = _SPACED_OUT.get(tuple(tokens[index : index + 3]))
+        after_letter = index > 0 and len(tokens[index - 1]) == 1 and tokens[index - 1].isalpha()
+        if word is None or after_letter or (vocabulary is not None and word not in vocabulary):
+            joined.append(tokens[index])
+            index += 1
+        else:
+            joined.append(word)
+            index += 3
+    return joined
 
 
 def _respell(tokens: list[str], vocabulary: Collection[str] | None) -> list[str]:
@@ -279,7 +302,8 @@ def _expand_primes(tokens: list[str]) -> list[str]:
             expanded += ["^", "{", *primes]
             end += 2
         elif tokens[end : end + 1] == ["^"]:
-            expanded += ["^", "{", *primes, *tokens[end + 1 : end + 2], "}"]
+            script = ["\\prime" if token == "'" else token for token in tokens[end + 1 : end + 2]]
+            expanded += ["^", "{", *primes, *script, "}"]
             end += 2
         else:
             expanded += ["^", "{", *primes, "}"]
