@@ -302,7 +302,7 @@ def parse_arguments(command_line: Sequence[str] | None = None) -> Arguments:
     Raises:
         ArgumentError: For anything that cannot be understood.
     """
-    parser = HfArgumentParser(_PARTS, description="Train ABM on handwritten mathematics.")
+    parser = HfArgumentParser(_PARTS, description="Train ABM on handwritten mathematics.", allow_abbrev=False)
     parser.add_argument("--config", help="Recipe: a YAML file or one of paper, base, small, smoke.")
     known, _ = parser.parse_known_args(command_line)
     if known.config:

@@ -15,7 +15,7 @@ def draw_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    training = [row for row in rows if row["kind"] == "train"]
+    training = [row for row in rows if row["kind"] == "train" and "loss" in row]  # not where all steps were skipped
     evaluations = [row for row in rows if row["kind"] == "evaluation"]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)

@@ -64,6 +64,7 @@ class Meter:
 
     losses: dict[str, float] = field(default_factory=dict)
     steps: int = 0
+    skipped: int = 0
     images: int = 0
     waited: float = 0.0
     since: float = field(default_factory=time.monotonic)
@@ -74,14 +75,19 @@ class Meter:
             for name, value in result.losses.items():
                 self.losses[name] = self.losses.get(name, 0.0) + value
             self.steps += 1
+        else:
+            self.skipped += 1
         self.images += result.images
         self.waited += waited
 
     def summary(self) -> dict[str, float]:
-        """Means since the last line, images per second (all processes), share of the time spent waiting for data."""
+        """Since the last line: mean losses (none when all steps were skipped), images per second over all processes,
+        share of the time spent waiting for data, steps skipped for want of a finite loss (only when there were any).
+        """
         seconds = max(1e-9, time.monotonic() - self.since)
         means = {name: value / max(1, self.steps) for name, value in self.losses.items()}
-        return {**means, "images_per_second": self.images / seconds, "data_wait": self.waited / seconds}
+        skipped = {"skipped": self.skipped} if self.skipped else {}
+        return {**means, **skipped, "images_per_second": self.images / seconds, "data_wait": self.waited / seconds}
 
 
 def _loop(run: Run, stop: StopRequest) -> dict[str, Any]:
