@@ -21,7 +21,7 @@ from abm_hf.data.ink import Ink, InkError
 from abm_hf.data.inkml import read_inkml
 from abm_hf.data.render import MAX_PIXELS, render_ink
 
-fuzz = settings(max_examples=int(os.environ.get("ABM_HF_FUZZ_EXAMPLES", "200")), deadline=2000)
+fuzz = settings(max_examples=int(os.environ.get("ABM_HF_FUZZ_EXAMPLES", "200")), deadline=20_000)
 EVERY = int(os.environ.get("ABM_HF_CROHME_EVERY", "40"))
 
 
