@@ -6,6 +6,8 @@ Names are imported on first use, so that `import abm_hf` and `abm-hf --help` nee
 from importlib import import_module
 from typing import Any
 
+from ._registration import register as _register
+
 __version__ = "0.1.0"
 
 _EXPORTS = {
@@ -14,8 +16,16 @@ _EXPORTS = {
     "image_processing_abm": ("ABMImageProcessor",),
     "tokenization_abm": ("ABMTokenizer",),
     "processing_abm": ("ABMProcessor",),
+    "generation_abm": ("LatexGrammarLogitsProcessor",),
+    "pipeline_abm": ("ImageToLatexPipeline",),
+    "recognition": ("Explanation", "Recognition", "Recognizer", "recognize"),
+    "hub": ("push_to_hub", "save_pretrained"),
     "data.ink": ("Ink", "InkError"),
+    "data.inkml": ("read_inkml", "write_inkml"),
+    "data.render": ("render_ink",),
 }
+
+_register()
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 
 __all__ = ["__version__", *sorted(_MODULE_OF)]  # noqa: PLE0604

@@ -337,6 +337,8 @@ class ABMForConditionalGeneration(ABMPreTrainedModel, GenerationMixin):
         self.encoder = ABMEncoder(config)
         self.branches = nn.ModuleDict({direction: ABMDecoderBranch(config) for direction in config.directions})
         self.post_init()
+        # The library's default is 20 tokens; the longest label of CROHME has 96.
+        self.generation_config.max_length = 200
 
     def get_encoder(self, *args: Any, **kwargs: Any) -> ABMEncoder:
         return self.encoder
