@@ -402,6 +402,7 @@ def test_a_new_option_does_not_keep_an_old_run_from_going_on(tmp_path: Path) -> 
         (["--scale-range", "1.4", "0.7"], "ascending"),
         (["--model-overrides", "{"], "not JSON"),
         (["--optimizer", "sgd"], "adamw or adadelta"),
+        (["--keep-checkpoints", "1"], "at least 2"),
         (["stray"], "cannot understand stray"),
     ],
 )
@@ -480,6 +481,17 @@ def test_a_prepared_data_set_is_read(tmp_path: Path, data: Path) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(items.images, offline.images, strict=True))
     with pytest.raises(ArgumentError, match="no split 'test2013'; it has train"):
         load_split(str(tmp_path / "prepared"), "test2013", Arguments().data)
+
+
+def test_trackers_get_what_is_logged(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    train(arguments(data, tmp_path / "run", "--max_steps", "2", "--trackers", "tensorboard"))
+    assert list((tmp_path / "run" / "abm_hf").rglob("events.out.tfevents.*"))
+
+
+def test_half_precision_needs_a_gpu(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="needs a GPU"):
+        train(arguments(data, tmp_path / "run", "--mixed_precision", "fp16"))
 
 
 def test_no_writer_is_on_both_sides_of_the_holdout(data: Path) -> None:

@@ -50,7 +50,9 @@ class DataArguments:
     max_train_items: int | None = field(default=None, metadata={"help": "Train on this many items only."})
     max_validation_items: int | None = field(default=None, metadata={"help": "Validate on this many items only."})
     synthetic_items: int = field(default=2000, metadata={"help": "Size of the `synthetic` training split."})
-    max_label_tokens: int = field(default=200, metadata={"help": "Items with longer labels are left out of training."})
+    max_label_tokens: int = field(
+        default=200, metadata={"help": "Items with longer labels are left out of training (and not synthesised)."}
+    )
     batch_images: int = field(default=16, metadata={"help": "Most images in a batch, for each process."})
     batch_pixels: int = field(default=1_600_000, metadata={"help": "Most padded pixels in a batch."})
     batch_tokens: int = field(default=2048, metadata={"help": "Most padded label tokens in a batch."})

@@ -218,7 +218,8 @@ def _synthetic(split: str, arguments: DataArguments) -> Items:
     # Splits draw from separate ranges of seeds, so that no expression of one is in the other by construction of ink.
     count = arguments.synthetic_items if split == "train" else max(32, arguments.synthetic_items // 10)
     first = 0 if split == "train" else 1_000_000_000
-    inks = [synthetic_ink(seed) for seed in range(first, first + count)]
+    longest = min(80, arguments.max_label_tokens)
+    inks = [synthetic_ink(seed, max_tokens=longest) for seed in range(first, first + count)]
     images = [render_ink(ink) for ink in inks]
     return Items(
         [f"{split}-{number}" for number in range(count)],

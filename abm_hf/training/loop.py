@@ -9,12 +9,14 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
+from transformers.utils import logging as transformers_logging
 
 from ..data.collator import ABMCollator
 from ..tokenization_abm import ABMTokenizer
@@ -52,6 +54,9 @@ def train(arguments: Arguments) -> dict[str, Any]:
     check_same_data(directory, train_items)
     run = build_run(arguments, make_accelerator(arguments), directory, tokenizer, train_items, validation_items)
     resume(run)
+    if arguments.run.trackers:
+        flat = {name: str(value) for name, value in arguments.as_dict().items()}
+        run.accelerator.init_trackers("abm_hf", config=flat)
     with StopRequest(arguments.run.time_limit_minutes, started) as stop:
         result = _loop(run, stop)
     run.accelerator.end_training()
@@ -241,12 +246,24 @@ class _Exporter:
     rows: list[dict[str, str]]
 
     def __call__(self, folder: Path) -> None:
-        self.run.bare_model.save_pretrained(folder)
+        with _no_progress_bar():  # it would tear the loop's own
+            self.run.bare_model.save_pretrained(folder)
         self.run.tokenizer.save_pretrained(folder)
         if self.result:
             write_json(folder / "results.json", {"step": self.run.progress.step, **self.result})
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
             (folder / "predictions.jsonl").write_text(lines, encoding="utf-8")
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    before = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            transformers_logging.enable_progress_bar()
 
 
 def _finish(run: Run) -> dict[str, Any]:

@@ -76,9 +76,11 @@ class Run:
 
 
 def make_accelerator(arguments: Arguments) -> Accelerator:
-    """Device, processes, precision and trackers."""
+    """Device, processes and precision."""
     run = arguments.run
     trackers = run.trackers or None
+    if run.mixed_precision == "fp16" and (run.cpu or not torch.cuda.is_available()):
+        raise ArgumentError("mixed_precision fp16 needs a GPU: use bf16 or no")
     accelerator = Accelerator(
         mixed_precision=run.mixed_precision,
         cpu=run.cpu or not torch.cuda.is_available(),
@@ -89,10 +91,7 @@ def make_accelerator(arguments: Arguments) -> Accelerator:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
         torch.set_num_threads(run.cpu_threads or max(1, available_cores() // local))
     else:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    if trackers:
-        flat = {name: str(value) for name, value in arguments.as_dict().items()}
-        accelerator.init_trackers("tensorboard", config=flat)
+        torch.set_float32_matmul_precision("high")
     return accelerator
 
 
