@@ -1,0 +1,396 @@
+r"""The grammar of the token form as a pushdown automaton in tables, for constrained decoding in both directions.
+
+The language is that of `parse_latex` (`data/latex_parser.py`), which the tests compare token by token:
+
+    row      := item*
+    item     := nucleus ["\limits"] script*  |  script+
+    script   := ("_" | "^") group                     at most one of each on one base
+    group    := "{" row "}"
+    nucleus  := symbol | group | command ["[" row "]"] group{n} | "\begin{name}" row "\end{name}"
+
+Read from left to right it is deterministic. Read from right to left, a group is met before the command that takes it
+and an index before the root that it belongs to; what is still undecided stays finite, so this automaton is
+deterministic too (see [`_Backward`]).
+
+A control of an automaton says what the innermost open bracket admits next; the stack holds the controls in which the
+outer ones go on. Besides its moves, each control knows the fewest tokens that close it, so that a decoder can tell
+what still fits before a maximal length.
+"""
+
+import re
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+ARGUMENT_COUNTS: dict[str, int] = {
+    **dict.fromkeys(("\\frac", "\\binom", "\\overset", "\\underset", "\\stackrel"), 2),
+    **dict.fromkeys(("\\sqrt", "\\overline", "\\underline", "\\hat", "\\widehat", "\\tilde", "\\widetilde"), 1),
+    **dict.fromkeys(("\\bar", "\\vec", "\\dot", "\\ddot", "\\check", "\\breve", "\\acute", "\\grave"), 1),
+    **dict.fromkeys(("\\overrightarrow", "\\overleftarrow", "\\overbrace", "\\underbrace", "\\mathring"), 1),
+    **dict.fromkeys(("\\xrightarrow", "\\xleftarrow", "\\xlongequal", "\\boxed", "\\cancel", "\\textcircled"), 1),
+    **dict.fromkeys(("\\mathbb", "\\mathcal", "\\mathfrak", "\\mathscr", "\\mathop"), 1),
+}
+"""Commands that take brace groups, and how many."""
+
+INDEXED_COMMANDS = frozenset(("\\sqrt", "\\xrightarrow", "\\xleftarrow", "\\xlongequal"))
+"""Commands that may take an index in brackets before their group (of which they have one each)."""
+
+LARGE_OPERATORS = frozenset(
+    [
+        *("\\sum", "\\prod", "\\coprod", "\\int", "\\iint", "\\iiint", "\\oint"),
+        *("\\bigcup", "\\bigcap", "\\bigvee", "\\bigwedge", "\\bigoplus", "\\bigotimes", "\\biguplus", "\\bigsqcup"),
+        *("\\lim", "\\limsup", "\\liminf", "\\max", "\\min", "\\sup", "\\inf", "\\det", "\\gcd", "\\Pr"),
+    ]
+)
+r"""Symbols that may be followed by `\limits`; so may `\mathop { ... }`."""
+
+NEVER = 1 << 20
+"""The cost of what cannot be: more tokens than any sequence has."""
+
+_SYMBOL = re.compile(r"[^\s$%#~\\]|\\(?:[A-Za-z]+|[^A-Za-z\s])")
+_ENVIRONMENT = re.compile(r"\\(begin|end)\{([A-Za-z]+\*?)\}")
+_MISPLACED = frozenset(("\\left", "\\right", "\\middle", "\\begin", "\\end", "\\over", "\\atop", "\\choose"))
+_SYNTAX = frozenset(("{", "}", "[", "]", "_", "^", "&", "'", "\\limits"))
+
+# What the end of a row admits: anything, also \limits, no second subscript, no second superscript, no script at all.
+# An item counts by what may follow it. A prime is a superscript to TeX: it may follow where one may. Several primes
+# share the base before them, so behind a subscript they admit a superscript only, like the subscript itself.
+_FREE, _LARGE, _SUB, _SUP, _BOTH = "free", "large", "sub", "sup", "both"
+_ENDINGS = frozenset((_FREE, _LARGE, _SUB, _SUP, _BOTH))
+_AFTER: dict[str, dict[str, str]] = {
+    "plain": dict.fromkeys(_ENDINGS, _FREE),
+    "large": dict.fromkeys(_ENDINGS, _LARGE),
+    "'": {_FREE: _FREE, _LARGE: _FREE, _SUB: _SUB},
+    "\\limits": {_LARGE: _FREE},
+    "_": {_FREE: _SUB, _LARGE: _SUB, _SUP: _BOTH},
+    "^": {_FREE: _SUP, _LARGE: _SUP, _SUB: _BOTH},
+}
+
+
+class Role(NamedTuple):
+    """What a token is to the grammar; tokens of one role can stand for each other."""
+
+    kind: str  # "symbol", "command", "begin", "end", "stop" or the token itself
+    item: str = "plain"  # the row of `_AFTER` that it makes, for symbols and commands
+    groups: int = 0
+    indexed: bool = False
+    name: str = ""  # of an environment
+
+
+class Move(NamedTuple):
+    """What reading a token does: go to `then` (`None`: back to the control on the stack), having pushed `later`.
+
+    `index` changes the number of brackets that may have begun an index: 1 adds one, -1 takes one, 0 keeps them, `None`
+    forgets all.
+    """
+
+    then: Hashable | None
+    later: Hashable | None = None
+    index: int | None = 0
+
+
+_OVER = "over"  # the control after the end, and after anything that the grammar does not admit
+
+
+def role_of(token: str) -> Role | None:
+    """The role of a token; `None` if it is no token of the grammar."""
+    if token in ARGUMENT_COUNTS:
+        item = "large" if token == "\\mathop" else "plain"
+        return Role("command", item, ARGUMENT_COUNTS[token], token in INDEXED_COMMANDS)
+    if token in _SYNTAX:
+        return Role(token)
+    if environment := _ENVIRONMENT.fullmatch(token):
+        return Role(environment[1], name=environment[2])
+    if token in _MISPLACED or not _SYMBOL.fullmatch(token):
+        return None
+    return Role("symbol", "large" if token in LARGE_OPERATORS else "plain")
+
+
+class _Row(NamedTuple):
+    """Within a row that `closer` ends ("stop" for the whole expression), left to right."""
+
+    ending: str
+    closer: str
+    in_environment: bool
+
+
+class _Need(NamedTuple):
+    """Before the groups of a command or a script."""
+
+    groups: int
+    indexed: bool
+    in_environment: bool
+
+
+class _Forward:
+    """Left to right, as the parser does it."""
+
+    start = _Row(_FREE, "stop", False)
+
+    def move(self, control: Hashable, role: Role) -> Move | None:
+        if isinstance(control, _Need):
+            return self._argument(control, role)
+        assert isinstance(control, _Row)
+        if role.kind + role.name == control.closer:
+            return Move(_OVER if role.kind == "stop" else None)
+        if role.kind in ("}", "end", "stop") or (role.kind == "&" and not control.in_environment):
+            return None
+        if role.kind in ("_", "^", "'", "\\limits"):
+            ending = _AFTER[role.kind].get(control.ending)
+        else:
+            ending = _AFTER[role.item][control.ending]
+        if ending is None:
+            return None
+        after = control._replace(ending=ending)
+        inside = control.in_environment
+        match role.kind:
+            case "_" | "^":
+                return Move(_Need(1, False, inside), after)
+            case "{":
+                return Move(_Row(_FREE, "}", inside), after)
+            case "command":
+                return Move(_Need(role.groups, role.indexed, inside), after)
+            case "begin":
+                return Move(_Row(_FREE, "end" + role.name, True), after)
+        return Move(after)
+
+    def _argument(self, control: _Need, role: Role) -> Move | None:
+        inside = control.in_environment
+        if role.kind == "{":
+            later = _Need(control.groups - 1, False, inside) if control.groups > 1 else None
+            return Move(_Row(_FREE, "}", inside), later)
+        if role.kind == "[" and control.indexed:
+            return Move(_Row(_FREE, "]", inside), control._replace(indexed=False))
+        return None
+
+
+class _Place(NamedTuple):
+    """Within a row that `closer` ends, right to left.
+
+    `endings`: how the row may end to the left of here, given what is to the right. `groups`: groups just read whose
+    owner is not known yet, at most two. `bracket`: the last token was a "[" that may begin an index.
+    """
+
+    endings: frozenset[str]
+    groups: int
+    bracket: bool
+    closer: str
+    in_environment: bool
+
+
+class _Backward:
+    r"""Right to left: the mirror image, determinised.
+
+    Three things are known only further left. How a row may end: the set of endings that suit what has been read, by
+    the subset construction over `_AFTER`. Who owns a group: up to two are kept waiting; an owner takes those that it
+    needs, the others are items of their own. Whether a "]" before a group ends an index or is a symbol: that shows at
+    the "[", which begins an index if a root is to its left. Within an index no "]" is a symbol, so of the candidates
+    in one row the first so many (from the right) are symbols and the rest are open indices, one in another; the row
+    goes on in the same way whichever holds. A count of the candidates therefore says it all: a root after "["
+    takes the last one, a "]" that cannot end an index makes symbols of all, and so does the end of the row.
+    """
+
+    start = _Place(_ENDINGS, 0, False, "stop", False)
+
+    def move(self, control: Hashable, role: Role) -> Move | None:
+        assert isinstance(control, _Place)
+        if role.kind + role.name == control.closer:
+            settled = self._settle(control, 0)
+            at_start = settled is not None and _FREE in settled.endings
+            return Move(_OVER if role.kind == "stop" else None) if at_start else None
+        if role.kind in ("{", "begin", "stop") or (role.kind == "&" and not control.in_environment):
+            return None
+        if role.kind == "}":
+            return self._group(control)
+        if role.kind == "command" and role.indexed and control.bracket:
+            return Move(self._place(control, "plain"), index=-1)
+        taken = {"_": 1, "^": 1, "command": role.groups}.get(role.kind, 0)
+        place = self._settle(control, taken)
+        if place is None:
+            return None
+        item = role.kind if role.kind in _AFTER else role.item
+        after = self._place(place, item)
+        if after is None:
+            return None
+        if role.kind == "end":
+            return Move(self.start._replace(closer="begin" + role.name, in_environment=True), after)
+        if role.kind == "[":
+            return Move(after._replace(bracket=True))
+        if role.kind == "]":
+            return Move(after, index=1 if control.groups else None)
+        return Move(after)
+
+    def _group(self, control: _Place) -> Move | None:
+        """A group more: if two wait already, the one furthest to the right is an item of its own."""
+        place = self._settle(control, 1) if control.groups > 1 else control
+        if place is None:
+            return None
+        inner = self.start._replace(closer="{", in_environment=control.in_environment)
+        return Move(inner, place._replace(groups=min(control.groups + 1, 2), bracket=False))
+
+    def _settle(self, control: _Place, taken: int) -> _Place | None:
+        """`control` after all waiting groups but `taken` have become items; `None` if that cannot be."""
+        if control.groups < taken:
+            return None
+        return control if control.groups == taken else self._place(control, "plain")
+
+    def _place(self, control: _Place, item: str) -> _Place | None:
+        """`control` before an item, which it must suit."""
+        endings = frozenset(ending for ending in _ENDINGS if _AFTER[item].get(ending) in control.endings)
+        return control._replace(endings=endings, groups=0, bracket=False) if endings else None
+
+
+@dataclass(frozen=True)
+class GrammarTables:
+    """An automaton over C controls and V tokens; the last control is the one after the end, the first the start.
+
+    Args:
+        then (C · V): the next control, -1 for the one on the stack.
+        later (C · V): the control to push, -1 for none.
+        keep_index, add_index (C · V): the count of possible indices is multiplied by one and increased by the other.
+        after (2 C, V): the fewest tokens that complete a sequence after this one, without what the stack adds;
+            `NEVER` where the token cannot stand. The second half holds where the count of possible indices is not 0.
+        least (2 C): the minimum of `after`.
+        closing (C): the fewest tokens that leave a control, that is, what it adds while it waits on the stack.
+    """
+
+    then: np.ndarray
+    later: np.ndarray
+    keep_index: np.ndarray
+    add_index: np.ndarray
+    after: np.ndarray
+    least: np.ndarray
+    closing: np.ndarray
+
+
+@lru_cache(maxsize=16)
+def compile_grammar(vocabulary: tuple[str | None, ...], stop: int, direction: str) -> GrammarTables:
+    """Tables for a vocabulary.
+
+    Args:
+        vocabulary (`tuple` of `str` or `None`): tokens by id; `None` for those that are never written.
+        stop (`int`): the id that ends a sequence.
+        direction (`str`): `"l2r"` or `"r2l"`.
+
+    Raises:
+        ValueError: if the direction is unknown.
+    """
+    if direction not in ("l2r", "r2l"):
+        raise ValueError(f"unknown direction {direction!r}: choose 'l2r' or 'r2l'")
+    roles = [None if token is None else role_of(token) for token in vocabulary]
+    roles[stop] = Role("stop")
+    distinct = [role for role in dict.fromkeys(roles) if role is not None]
+    moves = _explore(_Forward() if direction == "l2r" else _Backward(), distinct)
+    return _tabulate(moves, roles)
+
+
+def _explore(automaton: _Forward | _Backward, roles: list[Role]) -> dict[Hashable, dict[Role, Move]]:
+    """The moves of all controls that can be reached, the start first and `_OVER` last."""
+    moves: dict[Hashable, dict[Role, Move]] = {}
+    waiting: list[Hashable] = [automaton.start]
+    while waiting:
+        control = waiting.pop()
+        if control in moves or control == _OVER:
+            continue
+        found = {role: automaton.move(control, role) for role in roles}
+        moves[control] = {role: move for role, move in found.items() if move is not None}
+        for move in moves[control].values():
+            waiting += [reached for reached in (move.then, move.later) if reached is not None]
+    moves[_OVER] = {Role("stop"): Move(_OVER)}
+    return moves
+
+
+def _tabulate(moves: dict[Hashable, dict[Role, Move]], roles: list[Role | None]) -> GrammarTables:
+    number = {control: index for index, control in enumerate(moves)}
+    shape = (len(moves), len(roles))
+    then, later = np.full(shape, number[_OVER]), np.full(shape, -1)
+    keep_index, add_index = np.ones(shape, int), np.zeros(shape, int)
+    legal, needs_index = np.zeros(shape, bool), np.zeros(shape, bool)
+    for control, row in moves.items():
+        for token, role in enumerate(roles):
+            if role is None or role not in row:
+                continue
+            move = row[role]
+            place = number[control], token
+            legal[place] = True
+            then[place] = -1 if move.then is None else number[move.then]
+            later[place] = -1 if move.later is None else number[move.later]
+            keep_index[place] = move.index is not None
+            add_index[place] = move.index or 0
+            needs_index[place] = move.index == -1
+    closing = np.full(len(moves) + 1, NEVER)  # one more, always 0, for the index -1
+    closing[[number[_OVER], -1]] = 0
+    while True:
+        after = np.where(legal, closing[then] + closing[later], NEVER).clip(max=NEVER)
+        without_index = np.where(needs_index, NEVER, after)
+        shorter = np.minimum(closing[:-1], 1 + without_index.min(axis=1))
+        if (shorter == closing[:-1]).all():
+            break
+        closing[:-1] = shorter
+    both = np.concatenate([without_index, after])
+    flat = [table.ravel() for table in (then, later, keep_index, add_index)]
+    return GrammarTables(*flat, after=both, least=both.min(axis=1), closing=closing)
+
+
+class GrammarState:
+    """Where the automaton is in each of N sequences: controls, counts of possible indices, and the stacks.
+
+    `owed` (N,) counts the tokens without which the stack cannot be left.
+    """
+
+    def __init__(self, tables: GrammarTables, sequences: int):
+        self.tables = tables
+        self.control = np.zeros(sequences, np.int64)
+        self.indices = np.zeros(sequences, np.int64)
+        self.depth = np.zeros(sequences, np.int64)
+        self.owed = np.zeros(sequences, np.int64)
+        self.stack = np.zeros((sequences, 16), np.int64)  # control + C · count of possible indices
+
+    def select(self, rows: np.ndarray) -> None:
+        """Keep the sequences `rows`, in this order."""
+        for name in ("control", "indices", "depth", "owed", "stack"):
+            setattr(self, name, getattr(self, name)[rows])
+
+    def read(self, tokens: np.ndarray) -> None:
+        """Goes on by one token (N,) in each sequence."""
+        tables, controls = self.tables, len(self.tables.closing) - 1
+        place = self.control * (len(tables.then) // controls) + tokens
+        self.indices = self.indices * tables.keep_index[place] + tables.add_index[place]
+        then, later = tables.then[place], tables.later[place]
+        if len(pushing := np.flatnonzero(later >= 0)):
+            level, pushed = self.depth[pushing], later[pushing]
+            if level.max() == self.stack.shape[1]:
+                self.stack = np.concatenate([self.stack, np.zeros_like(self.stack)], axis=1)
+            self.stack[pushing, level] = pushed + controls * self.indices[pushing]
+            self.indices[pushing] = 0
+            self.depth[pushing] += 1
+            self.owed[pushing] += tables.closing[pushed]
+        if len(popping := np.flatnonzero(then < 0)):
+            self.depth[popping] -= 1
+            self.indices[popping], then[popping] = np.divmod(self.stack[popping, self.depth[popping]], controls)
+            self.owed[popping] -= tables.closing[then[popping]]
+        # Nothing to take an index from: not in the language.
+        self.control = np.where(self.indices < 0, controls - 1, then)
+
+    def forbidden(self, room: int) -> np.ndarray:
+        """Tokens (N, V) that cannot stand next, or after which at least `room` tokens more would be needed.
+
+        Where there is too little room for any token, the one that needs least may stand.
+        """
+        half = len(self.tables.closing) - 1
+        row = self.control + half * (self.indices > 0)
+        most = np.maximum(room - 1 - self.owed, self.tables.least[row])
+        return self.tables.after[row] > most[:, None]
+
+
+__all__ = [
+    "ARGUMENT_COUNTS",
+    "INDEXED_COMMANDS",
+    "LARGE_OPERATORS",
+    "GrammarState",
+    "GrammarTables",
+    "compile_grammar",
+]
