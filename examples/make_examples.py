@@ -17,18 +17,18 @@ from abm_hf.data.synthetic import handwritten, synthetic_ink
 
 #: Name, label and seed of expressions that everybody knows.
 WRITTEN = (
-    ("quadratic", r"x = \frac { - b \pm \sqrt { b ^ { 2 } - 4 a c } } { 2 a }", 3),
-    ("pythagoras", r"a ^ { 2 } + b ^ { 2 } = c ^ { 2 }", 3),
-    ("basel", r"\sum _ { n = 1 } ^ { \infty } \frac { 1 } { n ^ { 2 } } = \frac { \pi ^ { 2 } } { 6 }", 3),
+    ("quadratic", r"x = \frac { - b \pm \sqrt { b ^ { 2 } - 4 a c } } { 2 a }", 1),
+    ("pythagoras", r"a ^ { 2 } + b ^ { 2 } = c ^ { 2 }", 1),
+    ("basel", r"\sum _ { n = 1 } ^ { \infty } \frac { 1 } { n ^ { 2 } } = \frac { \pi ^ { 2 } } { 6 }", 6),
     ("gauss", r"\int _ { - \infty } ^ { \infty } e ^ { - x ^ { 2 } } d x = \sqrt { \pi }", 2),
-    ("euler", r"e ^ { i \pi } + 1 = 0", 2),
-    ("identity", r"\sin ^ { 2 } \theta + \cos ^ { 2 } \theta = 1", 5),
+    ("euler", r"e ^ { i \pi } + 1 = 0", 8),
+    ("identity", r"\sin ^ { 2 } \theta + \cos ^ { 2 } \theta = 1", 1),
     ("limit", r"\lim _ { x \rightarrow 0 } \frac { \sin x } { x } = 1", 2),
-    ("sequence", r"( a _ { 1 } , a _ { 2 } , \ldots , a _ { n } )", 8),
-    ("quantifier", r"\forall x \in R \exists y \in R , x < y", 6),
+    ("sequence", r"( a _ { 1 } , a _ { 2 } , \ldots , a _ { n } )", 7),
+    ("quantifier", r"\forall x \in R \exists y \in R , x < y", 2),
 )
 #: Names and seeds of expressions that the grammar thought of.
-DRAWN = (("drawn_1", 25), ("drawn_2", 37), ("drawn_3", 17))
+DRAWN = (("drawn_1", 36), ("drawn_2", 3), ("drawn_3", 18))
 WITH_INK = ("quadratic", "basel", "gauss", "drawn_1")
 PAGE_WIDTH, MARGIN = 1000, 12
 

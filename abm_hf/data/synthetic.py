@@ -70,7 +70,7 @@ def _generator(seed: int) -> np.random.Generator:
 
 
 def _write(tokens: Sequence[str], rng: np.random.Generator, writer: int) -> Ink:
-    hand = Hand.draw(_generator(writer))
+    hand = Hand.of(writer)
     block = Layout(hand, rng).lay_out(parse_latex(tokens))
     dense: list[np.ndarray] = []
     strokes_of: dict[Written, tuple[int, ...]] = {}

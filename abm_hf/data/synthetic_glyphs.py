@@ -15,8 +15,25 @@ from typing import Any
 
 import numpy as np
 
-from abm_hf.data.synthetic_shapes import HERSHEY, SHAPES
+from abm_hf.data.synthetic_shapes import SHAPES
 
+#: Which characters of which single-stroke Hershey fonts serve as further shapes: font -> (weight, joined-up,
+#: characters to tokens). `cursive` is a school hand; `futural` is a draughtsman's print.
+HERSHEY: dict[str, tuple[float, bool, dict[str, str]]] = {
+    "cursive": (1.0, True, {c: c for c in "abcdefghijklmnopqrstuvwxyzCELNVY"}),
+    "futural": (0.8, False, {c: c for c in "0123456789abcdefghijkmnopqrstuvwxyzABCEFGHILMNPRSTVXY!"}),
+    "greek": (
+        0.8,
+        False,
+        {"a": "\\alpha", "b": "\\beta", "g": "\\gamma", "l": "\\lambda", "m": "\\mu", "p": "\\pi", "s": "\\sigma"}
+        | {"f": "\\phi", "q": "\\theta", "D": "\\Delta"},
+    ),
+    "mathlow": (
+        0.6,
+        False,
+        {"h": "\\in", "_": "\\infty", "v": "\\exists", "i": "\\rightarrow", "!": "\\pm", "x": "\\div"},
+    ),
+}
 #: Distance between points of a dense curve and length of stroke between control points, in tenths of a small letter.
 POINT_STEP = 0.7
 CONTROL_STEP = 6.0
@@ -29,6 +46,9 @@ _HERSHEY_CAPITAL, _HERSHEY_DIGIT = 17 / 21, 15 / 21
 _HERSHEY_SMALL = {"futural": 0.73, "cursive": 1.0}
 #: Strokes no longer than this are dots; hands set them after the rest of the symbol, Hershey's fonts before.
 _DOT = 3.5
+#: Standard deviations of what distinguishes one person's shapes from another's: for x and for y, the shares of
+#: u, v, uv, u², v², where u and v run from -1/2 to 1/2 over the glyph.
+_PERSONAL = np.array([[0.14, 0.06, 0.20, 0.11, 0.14], [0.04, 0.07, 0.12, 0.12, 0.15]])
 _SHARP_TURN = np.cos(np.radians(55))
 
 
@@ -82,6 +102,29 @@ def glyphs_of(token: str) -> tuple[Glyph, ...]:
 def straight_glyph(points: Sequence[tuple[float, float]]) -> Glyph:
     """A glyph of one stroke with a corner at every point, for bars and root signs."""
     return _make_glyph([(np.asarray(points, dtype=np.float64), [True] * len(points))], 1.0, False)
+
+
+def reshape_glyph(glyph: Glyph, rng: np.random.Generator) -> Glyph:
+    """The same glyph as one particular person has learnt to write it: wider or narrower, with a larger head or foot,
+    bent, and every part of it a little different."""
+    left, bottom, right, top = glyph.box
+    middle = np.array([(left + right) / 2, (bottom + top) / 2])
+    # Thin glyphs (1, -, a point) are not distorted in proportion to the side that they lack.
+    size = np.maximum([right - left, top - bottom], 0.2 * max(right - left, top - bottom))
+    terms = rng.normal(0, _PERSONAL)  # (2, 5): for x and y, what each term below contributes
+    strokes = []
+    for stroke in glyph.strokes:
+        u, v = ((stroke.control - middle) / size).T
+        bent = terms @ np.stack([u, v, u * v, u * u, v * v])  # (2, K)
+        noise = rng.normal(0, np.minimum(0.4, 0.05 * size), stroke.control.shape)
+        strokes.append(GlyphStroke(stroke.control + size * bent.T + noise, stroke.curve, stroke.cut))
+    return Glyph(tuple(strokes), glyph.weight, glyph.joined, _box_of(strokes))
+
+
+def _box_of(strokes: Sequence[GlyphStroke]) -> tuple[float, float, float, float]:
+    points = np.concatenate([stroke.curve @ stroke.control for stroke in strokes])
+    (left, bottom), (right, top) = points.min(axis=0), points.max(axis=0)
+    return float(left), float(bottom), float(right), float(top)
 
 
 def _parse_shape(shape: str) -> Glyph:
@@ -139,9 +182,7 @@ def _thinned(points: np.ndarray) -> tuple[np.ndarray, list[bool]]:
 
 def _make_glyph(strokes: list[tuple[np.ndarray, list[bool]]], weight: float, joined: bool) -> Glyph:
     made = tuple(_make_stroke(*_subdivided(control, corners)) for control, corners in strokes)
-    points = np.concatenate([stroke.curve @ stroke.control for stroke in made])
-    (left, bottom), (right, top) = points.min(axis=0), points.max(axis=0)
-    return Glyph(made, weight, joined, (float(left), float(bottom), float(right), float(top)))
+    return Glyph(made, weight, joined, _box_of(made))
 
 
 def _subdivided(control: np.ndarray, corners: list[bool]) -> tuple[np.ndarray, list[bool]]:

@@ -4,11 +4,14 @@ A [`Hand`] is what stays the same over a page (slant, proportions, favourite sha
 changes from symbol to symbol is drawn again each time within its limits.
 """
 
+import zlib
+from bisect import bisect_right
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 
-from abm_hf.data.synthetic_glyphs import Glyph, glyphs_of
+from abm_hf.data.synthetic_glyphs import Glyph, glyphs_of, reshape_glyph
 
 
 @dataclass(eq=False)
@@ -39,6 +42,7 @@ class Hand:
         speed (`float`): Pen speed on a straight stretch, small-letter heights each second.
         rate (`float`): Points the device reports each second.
         resolution (`float`): Device units in a tenth of a small letter.
+        writer (`int`): Number of the writer, from which favourite shapes and their proportions follow.
     """
 
     slant: float
@@ -65,18 +69,21 @@ class Hand:
     speed: float
     rate: float
     resolution: float
+    writer: int
     _favourites: dict[str, int] = field(default_factory=dict)
+    _shapes: dict[tuple[str, int], Glyph] = field(default_factory=dict)
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> "Hand":
-        """A writer nobody has met."""
+    def of(cls, writer: int) -> "Hand":
+        """The hand of a writer, whom a number stands for."""
+        rng = np.random.Generator(np.random.PCG64(writer))
         care = rng.beta(2, 2.2)  # one number that makes the irregularities of a hurried writer go together
         normal, uniform = rng.normal, rng.uniform
         return cls(
             slant=float(np.clip(normal(0.1, 0.16), -0.3, 0.55)),
             aspect=float(np.exp(normal(0.02, 0.14))),
             small_letters=float(np.clip(np.exp(normal(0.05, 0.13)), 0.8, 1.5)),
-            wobble=0.22 + 0.55 * care * uniform(0.5, 1.3),
+            wobble=0.2 + 0.48 * care * uniform(0.5, 1.3),
             corner_cut=float(np.clip(normal(0.5, 0.35), 0, 1.2)),
             joined=float(rng.beta(0.9, 1.3)),
             size_noise=0.04 + 0.1 * care * uniform(0.4, 1.3),
@@ -97,23 +104,31 @@ class Hand:
             speed=float(np.exp(normal(2.3, 0.35))),
             rate=float(np.exp(uniform(np.log(28), np.log(140)))),
             resolution=float(np.exp(uniform(np.log(2.5), np.log(40)))),
+            writer=writer,
         )
 
     def glyph(self, token: str, rng: np.random.Generator) -> Glyph:
-        """This writer's shape of a token: nearly always the favourite, sometimes another."""
-        glyphs = glyphs_of(token)
-        if len(glyphs) == 1:
-            return glyphs[0]
-        if token not in self._favourites:
-            self._favourites[token] = self._choose(glyphs, rng)
-        chosen = self._favourites[token] if rng.random() < 0.93 else self._choose(glyphs, rng)
-        return glyphs[chosen]
+        """This writer's way to write a token: nearly always the favourite shape, sometimes another.
 
-    def _choose(self, glyphs: tuple[Glyph, ...], rng: np.random.Generator) -> int:
+        Favourites and their proportions depend on the writer alone, `rng` decides about this one time.
+        """
+        glyphs = glyphs_of(token)
+        if token not in self._favourites:
+            own = _generator_for(self.writer, token)
+            self._favourites[token] = self._choose(glyphs, own.random())
+        chosen = self._favourites[token] if rng.random() < 0.93 else self._choose(glyphs, rng.random())
+        key = (token, chosen)
+        if key not in self._shapes:
+            self._shapes[key] = reshape_glyph(glyphs[chosen], _generator_for(self.writer, f"{token} {chosen}"))
+        return self._shapes[key]
+
+    def _choose(self, glyphs: tuple[Glyph, ...], uniform: float) -> int:
         weights = [glyph.weight * (0.05 + (self.joined if glyph.joined else 1 - self.joined)) for glyph in glyphs]
-        return int(
-            np.searchsorted(np.cumsum(weights) / sum(weights), rng.random(), side="right").clip(0, len(glyphs) - 1)
-        )
+        return min(bisect_right(list(accumulate(weights)), uniform * sum(weights)), len(glyphs) - 1)
+
+
+def _generator_for(writer: int, name: str) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64([writer, zlib.crc32(name.encode())]))
 
 
 @dataclass(eq=False)
@@ -127,9 +142,8 @@ class Mark:
     height: float
     tilt: float = 0.0
     shear: float = 0.0
-    control: np.ndarray | None = (
-        None  # replaces the control points of a one-stroke glyph whose form depends on its place
-    )
+    #: Replaces the control points of a one-stroke glyph whose form depends on its place.
+    control: np.ndarray | None = None
 
 
 def trace_mark(mark: Mark, hand: Hand, rng: np.random.Generator) -> list[np.ndarray]:
@@ -146,8 +160,8 @@ def trace_mark(mark: Mark, hand: Hand, rng: np.random.Generator) -> list[np.ndar
     for stroke in mark.glyph.strokes:
         control = stroke.control if mark.control is None else mark.control
         moved = control + rng.normal(0.0, noise, control.shape)
-        moved[0] += rng.normal(0.0, 0.6 * noise, 2)
-        moved[-1] += rng.normal(0.0, 0.9 * noise, 2)  # pens lift carelessly: strokes end short or overshoot
+        moved[0] += rng.normal(0.0, 0.4 * noise, 2)
+        moved[-1] += rng.normal(0.0, 0.7 * noise, 2)  # pens lift carelessly: strokes end short or overshoot
         curve = stroke.curve @ moved if cut < 0.05 else (1 - cut) * (stroke.curve @ moved) + cut * (stroke.cut @ moved)
         strokes.append(curve @ matrix + (mark.x, mark.y))
     return strokes
