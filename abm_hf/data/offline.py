@@ -6,12 +6,20 @@ more folder `data/`. The splits are `train` and years such as `2014`.
 
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
+
+from ..image_reading_abm import ImageInputError, read_picture
+from ..ink_extraction_abm import to_grey
+from .safe_archive import ArchiveError, open_zip
+
+#: Larger bitmaps are refused before they are decoded. The largest published one has 0.38 megapixels.
+MAX_MEGAPIXELS = 16.0
 
 _WRITER_RULES = (
     (re.compile(r"^(\d+-\d+)-\d+$"), r"\1"),  # MathBrush: date-session-number
@@ -57,45 +65,111 @@ def read_offline(path: str | Path, split: str = "train") -> list[OfflineItem]:
         OfflineError: Naming the file and what is wrong with it.
         FileNotFoundError: When `path` does not exist.
     """
+    with open_offline(path) as root:
+        folder = _find_split(root, split)
+        return [_read_item(folder, line) for line in read_captions(folder)]
+
+
+Folder = Path | zipfile.Path
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One line of a caption file: its number, the image's name and the token string (`None`: there is none)."""
+
+    number: int
+    name: str
+    latex: str | None
+
+
+@contextmanager
+def open_offline(path: str | Path) -> Iterator[Folder]:
+    """The root of a folder or zip, to be read inside the `with` block.
+
+    Raises:
+        OfflineError: It is neither, or the zip is not safe to read.
+        FileNotFoundError: When `path` does not exist.
+    """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
     if path.is_dir():
-        return list(_read_split(path, split))
-    if not zipfile.is_zipfile(path):
-        raise OfflineError(f"{path} is neither a folder nor a zip file")
-    with zipfile.ZipFile(path) as archive:
-        return list(_read_split(zipfile.Path(archive), split))
+        yield path
+        return
+    try:
+        archive = open_zip(path)
+    except ArchiveError as error:
+        raise OfflineError(str(error)) from error
+    with archive:
+        yield zipfile.Path(archive)
 
 
-def _read_split(root: Path | zipfile.Path, split: str) -> Iterator[OfflineItem]:
-    folder = _find_split(root, split)
-    captions = folder / "caption.txt"
-    for number, line in enumerate(captions.read_text(encoding="utf-8").splitlines(), start=1):
-        name, tab, latex = line.partition("\t")
-        if not tab or not latex.strip():
-            raise OfflineError(f"{captions}, line {number}: expected a name, a tab and tokens, found {line!r}")
-        yield OfflineItem(name, _read_image(folder, name), " ".join(latex.split()))
-
-
-def _find_split(root: Path | zipfile.Path, split: str) -> Path | zipfile.Path:
-    for name in (split, split.removeprefix("test")):
-        for folder in (root / name, root / "data" / name):
-            if (folder / "caption.txt").is_file():
-                return folder
+def find_splits(root: Folder) -> dict[str, Folder]:
+    """The folders with a `caption.txt`, at the top or below `data/`, by their names."""
     base = root / "data" if (root / "data").is_dir() else root
-    known = sorted(folder.name for folder in base.iterdir() if (folder / "caption.txt").is_file())
+    folders: list[Folder] = [*base.iterdir()]
+    return {folder.name: folder for folder in sorted(folders, key=_name) if (folder / "caption.txt").is_file()}
+
+
+def _name(folder: Folder) -> str:
+    return folder.name
+
+
+def read_captions(folder: Folder) -> Iterator[Caption]:
+    """The lines of a split's `caption.txt`, empty ones left out."""
+    try:
+        text = _read_bytes(folder / "caption.txt").decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise OfflineError(f"{folder / 'caption.txt'} is not UTF-8: {error}") from error
+    for number, line in enumerate(text.splitlines(), start=1):
+        name, _, latex = line.partition("\t")
+        if line.strip():
+            yield Caption(number, name.strip(), " ".join(latex.split()) or None)
+
+
+def _read_item(folder: Folder, line: Caption) -> OfflineItem:
+    if line.latex is None:
+        raise OfflineError(
+            f"{folder / 'caption.txt'}, line {line.number}: expected a name, a tab and tokens, found {line.name!r}"
+        )
+    return OfflineItem(line.name, read_image(folder, line.name), line.latex)
+
+
+def _find_split(root: Folder, split: str) -> Folder:
+    known = find_splits(root)
+    for name in (split, split.removeprefix("test")):
+        if name in known:
+            return known[name]
     raise OfflineError(
         f"{root} has no split {split!r} (a folder with caption.txt); it has {', '.join(known) or 'none'}"
     )
 
 
-def _read_image(folder: Path | zipfile.Path, name: str) -> np.ndarray:
+def read_image(folder: Folder, name: str) -> np.ndarray:
+    """An expression's bitmap, uint8 (H, W).
+
+    Raises:
+        OfflineError: It is not there, or cannot be decoded.
+    """
+    if name in ("", ".", "..") or set(name) & set("/\\\0"):
+        raise OfflineError(f"{folder} lists {name!r} in caption.txt, which is no file name")
     for suffix in (".bmp", ".png", "_0.bmp"):
         file = folder / "img" / f"{name}{suffix}"
         if file.is_file():
-            image = cv2.imdecode(np.frombuffer(file.read_bytes(), np.uint8), cv2.IMREAD_GRAYSCALE)
-            if image is None:
-                raise OfflineError(f"{file} is not an image that can be read")
-            return image
+            return _decode(_read_bytes(file), file)
     raise OfflineError(f"{folder} lists {name!r} in caption.txt but has no img/{name}.bmp")
+
+
+def _read_bytes(file: Folder) -> bytes:
+    try:
+        return file.read_bytes()
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise OfflineError(f"{file} cannot be read: {error}") from error
+
+
+def _decode(data: bytes, file: Folder) -> np.ndarray:
+    try:
+        picture = read_picture(data, MAX_MEGAPIXELS)
+    except ImageInputError as error:
+        raise OfflineError(f"{file}: {error.reason}") from error
+    return picture if picture.ndim == 2 else to_grey(picture)

@@ -1,0 +1,45 @@
+"""Photographs and scans to the field's image form, for sources that have pictures and no ink."""
+
+from pathlib import Path
+
+import numpy as np
+
+from ..field_form_abm import is_field_form, redraw
+from ..image_reading_abm import ImageInputError, read_picture
+from ..ink_extraction_abm import find_ink
+from .source import PrepareError, SkipEntry
+
+# The image processor's defaults: what a model is trained on must be what it is given later.
+_COMPONENT_HEIGHT = 29.0
+_MARGIN = 12
+_MAX_PIXELS = 400_000
+_MAX_MEGAPIXELS = 50.0
+
+SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".JPG", ".JPEG", ".PNG", ".BMP")
+
+
+def read_field_form(path: Path) -> np.ndarray:
+    """A picture of handwriting in the field's form, uint8 (H, W): as the image processor gives it to the model.
+
+    Raises:
+        SkipEntry: It is not there, cannot be decoded, or shows no ink.
+    """
+    try:
+        picture = read_picture(path, _MAX_MEGAPIXELS)
+        if picture.ndim == 2 and is_field_form(picture, _MARGIN, _MAX_PIXELS):
+            return picture
+        return redraw(find_ink(picture), _COMPONENT_HEIGHT, _MARGIN, _MAX_PIXELS)
+    except ImageInputError as error:
+        raise SkipEntry("image", error.reason) from error
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file that a metadata file names, if it is in its folder.
+
+    Raises:
+        PrepareError: The name leads out of the folder: metadata from a stranger must not read other files.
+    """
+    path = (folder / name).resolve()
+    if not name or "\0" in name or not path.is_relative_to(folder.resolve()):
+        raise PrepareError(f"{name!r} leads out of {folder}: a name must stay inside the folder it is in")
+    return path

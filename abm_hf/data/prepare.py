@@ -1,0 +1,446 @@
+"""`abm-hf prepare`: from any form the field's data comes in to a data set that `datasets.load_dataset` reads.
+
+    OUTPUT/data/train-00000-of-00009.parquet ...   at most `shard_size` expressions each
+    OUTPUT/README.md                               the card; its metadata names the splits
+    OUTPUT/report.json, sizes.png, skipped.jsonl   what was done
+    OUTPUT/.prepare/                               which shards are finished, for resuming
+
+The shards are planned before the work starts, from the list of entries alone. Each is written by one process, from its
+own entries alone, and appears when it is complete: so the bytes do not depend on the number of processes, a run that
+was stopped continues with the shards that are missing, and memory is that of some hundred expressions a process.
+"""
+
+import argparse
+import hashlib
+import importlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .report import Report
+    from .shards import ShardStatistics
+    from .source import Entry, Source
+
+_SOURCES = {
+    "crohme-inkml": (".crohme", "CrohmeInkML", "CROHME's InkML tree: train/<origin>/, test2013/, test2014/, ..."),
+    "crohme-offline": (
+        ".crohme",
+        "CrohmeOffline",
+        "CROHME's bitmaps and captions, the zip or folder of BTTR and CoMER",
+    ),
+    "wap": (".wap", "Wap", "folder with offline-<split>.pkl and <split>_caption.txt"),
+    "hme100k": (".hme100k", "Hme100k", "folder with <split>_labels.txt and <split>_images/"),
+    "mathwriting": (".mathwriting", "MathWriting", "folder with train/, valid/, test/, ... of InkML"),
+    "imagefolder": (".imagefolder", "ImageFolder", "images with metadata.csv or metadata.jsonl (file_name, latex)"),
+}
+_STATE = ".prepare"
+_WRITTEN = ("README.md", "report.json", "sizes.png", "skipped.jsonl")
+#: Part of every plan: raised when the same input is to give other bytes, so that no half-finished run is continued.
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some entries of a split that one file will hold."""
+
+    split: str
+    index: int
+    count: int
+    entries: "tuple[Entry, ...]"
+
+    @property
+    def name(self) -> str:
+        """The file's name without suffix."""
+        return f"{self.split}-{self.index:05d}-of-{self.count:05d}"
+
+
+# --- as a function ---
+
+
+def make_source(
+    name: str, path: str | os.PathLike[str], *, convention: str | None = None, vocabulary: str | None = None
+) -> "Source":
+    """A source by its name on the command line.
+
+    Args:
+        name: `crohme-inkml`, `crohme-offline`, `wap`, `hme100k`, `mathwriting` or `imagefolder`.
+        path: What it is read from.
+        convention: Of the labels; by default `published` where labels come as tokens, else `abm`.
+        vocabulary: `crohme`, `any` or a file with one token a line; by default `crohme` for CROHME, else `any`.
+
+    Raises:
+        PrepareError: The name or an option is unknown, or the path does not exist.
+    """
+    from .source import LabelRule, PrepareError
+
+    if name not in _SOURCES:
+        raise PrepareError(f"unknown source {name!r}: choose one of {', '.join(_SOURCES)}")
+    module, attribute, _ = _SOURCES[name]
+    kind = getattr(importlib.import_module(module, __package__), attribute)
+    path = Path(path)
+    if not path.exists():
+        raise PrepareError(f"{path} does not exist")
+    tokens = _read_vocabulary(vocabulary or kind.default_vocabulary)
+    return kind(path, LabelRule(convention or kind.default_convention, tokens))
+
+
+def _read_vocabulary(name: str) -> frozenset[str] | None:
+    from .latex import CROHME_TOKENS
+    from .source import PrepareError
+
+    if name in ("crohme", "any"):
+        return CROHME_TOKENS if name == "crohme" else None
+    try:
+        tokens = frozenset(Path(name).read_text(encoding="utf-8").split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise PrepareError(f"the vocabulary is `crohme`, `any` or a file of tokens; {name!r}: {error}") from error
+    if not tokens:
+        raise PrepareError(f"the vocabulary file {name!r} is empty")
+    return tokens
+
+
+def prepare_dataset(
+    name: str,
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    convention: str | None = None,
+    vocabulary: str | None = None,
+    splits: Sequence[str] | None = None,
+    num_proc: int = 1,
+    shard_size: int = 1024,
+    allow_skips: bool = False,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> "Report":
+    """Writes a prepared data set, or what is missing of it.
+
+    Args:
+        name, path, convention, vocabulary: See [`make_source`].
+        output: Folder to write to; new, empty, or holding the same data set, finished or not.
+        splits: Only these; all by default.
+        num_proc: Processes; the result does not depend on it.
+        shard_size: Expressions in a file.
+        allow_skips: Whether more than 1 % of the expressions may be left out.
+        overwrite: Whether another data set may be replaced.
+        progress: Whether a bar is shown on standard error.
+
+    Returns:
+        [`Report`]: Also written to the folder.
+
+    Raises:
+        PrepareError: The input, the output or an option cannot be used, a worker died, or too much was left out; in
+            the last case the data set is complete all the same.
+    """
+    from .source import PrepareError
+
+    if num_proc < 1 or shard_size < 1:
+        raise PrepareError(f"need num_proc >= 1 and shard_size >= 1, got {num_proc} and {shard_size}")
+    source, output = make_source(name, path, convention=convention, vocabulary=vocabulary), Path(output)
+    shards = plan_shards(source, shard_size, splits)
+    _claim(output, _fingerprint(source, shards), overwrite)
+    missing = [shard for shard in shards if _finished(output, shard) is None]
+    _work(source, output, missing, num_proc, _bar(shards, missing, progress))
+    report = _finish(source, output, shards)
+    if report.too_many_skipped and not allow_skips:
+        total = report.total
+        raise PrepareError(
+            f"{len(total.skipped)} of {total.read} expressions were skipped, more than 1 %: see "
+            f"{output / 'skipped.jsonl'}, and pass allow_skips (--allow-skips) if that is to be accepted"
+        )
+    return report
+
+
+def plan_shards(source: "Source", shard_size: int, splits: Sequence[str] | None = None) -> list[Shard]:
+    """Divides a source's entries into files.
+
+    Raises:
+        PrepareError: The input has no such split, or none at all.
+    """
+    from .source import PrepareError
+
+    by_split: dict[str, list[Entry]] = {}
+    for entry in source.entries():
+        by_split.setdefault(entry.split, []).append(entry)
+    unknown = set(splits or ()) - set(by_split)
+    if unknown or not by_split:
+        raise PrepareError(f"{source.path} has the splits {', '.join(by_split) or 'none'}, not {', '.join(unknown)}")
+    shards = []
+    for split, entries in by_split.items():
+        if splits is None or split in splits:
+            count = -(-len(entries) // shard_size)
+            parts = [tuple(entries[at : at + shard_size]) for at in range(0, len(entries), shard_size)]
+            shards += [Shard(split, index, count, part) for index, part in enumerate(parts)]
+    return shards
+
+
+def is_prepared(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a finished data set that this module wrote."""
+    try:
+        return bool(json.loads((Path(path) / "report.json").read_text(encoding="utf-8"))["format"] == "abm_hf")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def load_prepared(path: str | os.PathLike[str]) -> Any:
+    """A prepared folder as a `datasets.DatasetDict`."""
+    import datasets
+
+    return datasets.load_dataset(str(path))
+
+
+def prepare_cached(name: str, path: str | os.PathLike[str], **options: Any) -> Path:
+    """Prepares below the cache directory of `datasets`, or finds what an earlier call prepared there."""
+    import datasets
+
+    what = json.dumps([name, str(Path(path).resolve()), sorted(options.items())], default=str)
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "abm_hf" / hashlib.sha256(what.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    prepare_dataset(name, path, folder, **{**options, "overwrite": True})
+    return folder
+
+
+# --- resuming ---
+
+
+def _fingerprint(source: "Source", shards: Sequence[Shard]) -> str:
+    """Hash of all that the bytes depend on: source, options, and the names, sizes and times of the files."""
+    labels = source.labels
+    vocabulary = sorted(labels.vocabulary) if labels.vocabulary is not None else None
+    digest = hashlib.sha256(json.dumps([_FORMAT, source.name, labels.convention, vocabulary]).encode())
+    for shard in shards:
+        digest.update(f"\n{shard.name}".encode())
+        for entry in shard.entries:
+            digest.update(f"\n{entry!r}".encode())
+    return digest.hexdigest()
+
+
+def _claim(output: Path, fingerprint: str, overwrite: bool) -> None:
+    """Makes the folder ready for this plan.
+
+    Raises:
+        PrepareError: It holds something else.
+    """
+    from .report import replace_text
+    from .source import PrepareError
+
+    plan = output / _STATE / "plan.json"
+    if output.exists() and not output.is_dir():
+        raise PrepareError(f"{output} is a file: name a folder")
+    if plan.is_file() and json.loads(plan.read_text())["fingerprint"] == fingerprint:
+        return
+    if output.is_dir() and any(output.iterdir()):
+        if not plan.is_file():
+            raise PrepareError(f"{output} is not empty, and no data set of ours: name a new folder")
+        if not overwrite:
+            raise PrepareError(
+                f"{output} holds a data set of another input, other options or another version: name a new folder, "
+                "or pass overwrite (--overwrite) to replace it"
+            )
+        for name in (_STATE, "data"):
+            shutil.rmtree(output / name, ignore_errors=True)
+        for name in _WRITTEN:
+            (output / name).unlink(missing_ok=True)
+    plan.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(plan, json.dumps({"fingerprint": fingerprint}) + "\n")
+
+
+def _paths(output: Path, shard: Shard) -> tuple[Path, Path]:
+    return output / "data" / f"{shard.name}.parquet", output / _STATE / f"{shard.name}.json"
+
+
+def _finished(output: Path, shard: Shard) -> "ShardStatistics | None":
+    """The statistics of a shard that is there already."""
+    from .shards import ShardStatistics
+
+    data, state = _paths(output, shard)
+    try:
+        found = json.loads(state.read_text(encoding="utf-8"))
+        if data.stat().st_size == found["bytes"]:
+            return ShardStatistics.from_json(found["statistics"])
+    except (OSError, ValueError, KeyError):
+        pass
+    return None
+
+
+# --- working ---
+
+
+def _bar(shards: Sequence[Shard], missing: Sequence[Shard], progress: bool) -> Any:
+    from tqdm import tqdm
+
+    total = sum(len(shard.entries) for shard in shards)
+    done = total - sum(len(shard.entries) for shard in missing)
+    return tqdm(total=total, initial=done, unit=" expressions", disable=not progress, file=sys.stderr, mininterval=0.5)
+
+
+def _work(source: "Source", output: Path, shards: Sequence[Shard], num_proc: int, bar: Any) -> None:
+    (output / "data").mkdir(exist_ok=True)
+    with closing(bar):
+        if num_proc == 1 or len(shards) <= 1:
+            for shard in shards:
+                _write(source, output, shard, bar.update)
+            return
+        for finished in _in_processes(source, output, shards, min(num_proc, len(shards))):
+            bar.update(finished)
+
+
+def _in_processes(source: "Source", output: Path, shards: Sequence[Shard], num_proc: int) -> Iterator[int]:
+    """Writes shards in several processes; gives the number of entries of each as it is finished."""
+    import multiprocessing
+    from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+    from concurrent.futures.process import BrokenProcessPool
+
+    from .source import PrepareError
+
+    # Spawned, not forked: the caller may run threads (Arrow, OpenCV, torch) whose locks a fork would copy.
+    context = multiprocessing.get_context("spawn")
+    waiting = iter(shards)
+    running: set[Future[int]] = set()
+    try:
+        with ProcessPoolExecutor(num_proc, mp_context=context, initializer=_start_worker) as pool:
+            try:
+                while True:
+                    # A few at a time, so that the entries of a large data set are not all in the queue.
+                    while len(running) < 2 * num_proc and (shard := next(waiting, None)) is not None:
+                        running.add(pool.submit(_write, source, output, shard))
+                    if not running:
+                        return
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+    except BrokenProcessPool as error:
+        raise PrepareError(
+            "a worker process died, perhaps for want of memory: run the same command again with a smaller --num-proc; "
+            "it continues with the shards that are missing"
+        ) from error
+
+
+def _start_worker() -> None:
+    import cv2
+    import pyarrow
+
+    # One thread each: the number of processes is the parallelism.
+    cv2.setNumThreads(0)
+    pyarrow.set_cpu_count(1)
+
+
+def _write(source: "Source", output: Path, shard: Shard, advance: Callable[[], object] = lambda: None) -> int:
+    """Writes one shard, then the note that it is finished."""
+    from .report import replace_text
+    from .shards import write_shard
+
+    data, state = _paths(output, shard)
+    with source.open() as read:
+        statistics = write_shard(data, shard.entries, read, advance)
+    replace_text(state, json.dumps({"bytes": data.stat().st_size, "statistics": statistics.to_json()}))
+    return len(shard.entries)
+
+
+def _finish(source: "Source", output: Path, shards: Sequence[Shard]) -> "Report":
+    """Writes report and card from the shards' notes."""
+    from .card import write_card
+    from .latex import CROHME_TOKENS
+    from .report import Report, replace_text
+    from .shards import ShardStatistics
+    from .source import PrepareError
+
+    splits: dict[str, ShardStatistics] = {}
+    for shard in shards:
+        statistics = _finished(output, shard)
+        if statistics is None:
+            raise PrepareError(f"{shard.name} was written and is gone again: is another process working in {output}?")
+        splits.setdefault(shard.split, ShardStatistics()).add(statistics)
+    tokens = source.labels.vocabulary
+    own = hashlib.sha256(" ".join(sorted(tokens or ())).encode()).hexdigest()[:12]
+    vocabulary = "any" if tokens is None else "crohme" if tokens == CROHME_TOKENS else own
+    report = Report(source.name, source.labels.convention, vocabulary, splits)
+    replace_text(output / "README.md", write_card(source, report))
+    report.write(output)
+    return report
+
+
+# --- on the command line ---
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `abm-hf prepare`."""
+    listing = "; ".join(f"{name}: {what}" for name, (_, _, what) in _SOURCES.items())
+    parser.add_argument(
+        "source", choices=list(_SOURCES), metavar="SOURCE", help=f"one of: {listing}".replace("%", "%%")
+    )
+    parser.add_argument("--input", required=True, type=Path, metavar="PATH", help="folder or file to read")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="FOLDER", help="folder to write; to resume, the same"
+    )
+    parser.add_argument("--num-proc", type=int, default=1, metavar="N", help="processes (default: 1)")
+    parser.add_argument(
+        "--convention",
+        choices=["abm", "comer", "written", "published"],
+        help="of the labels (default: published where they come as tokens, else abm)",
+    )
+    parser.add_argument(
+        "--vocabulary", metavar="NAME", help="crohme, any, or a file of tokens (default: crohme for CROHME, else any)"
+    )
+    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="only these splits")
+    parser.add_argument(
+        "--shard-size", type=int, default=1024, metavar="N", help="expressions in a file (default: 1024)"
+    )
+    parser.add_argument("--allow-skips", action="store_true", help="succeed though more than 1 %% are skipped")
+    parser.add_argument("--overwrite", action="store_true", help="replace a data set of another input in --output")
+    parser.add_argument("--push-to-hub", metavar="REPO", help="upload the result to this data set repository")
+    parser.add_argument("--public", action="store_true", help="create that repository public; it is private without")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, no report on standard output")
+
+
+def run(namespace: argparse.Namespace) -> int:
+    """Runs `abm-hf prepare`; gives its exit code."""
+    from .source import PrepareError
+
+    started = time.monotonic()
+    try:
+        report = prepare_dataset(
+            namespace.source,
+            namespace.input,
+            namespace.output,
+            convention=namespace.convention,
+            vocabulary=namespace.vocabulary,
+            splits=namespace.splits,
+            num_proc=namespace.num_proc,
+            shard_size=namespace.shard_size,
+            allow_skips=namespace.allow_skips,
+            overwrite=namespace.overwrite,
+            progress=not namespace.quiet,
+        )
+        if not namespace.quiet:
+            seconds = time.monotonic() - started
+            sys.stdout.write(f"{report.to_text()}\n{seconds:.1f} s, {_peak_memory()} MB at most in one process\n")
+        if namespace.push_to_hub:
+            from .publish import push_prepared
+
+            address = push_prepared(namespace.output, namespace.push_to_hub, private=not namespace.public)
+            sys.stdout.write(f"{address}\n")
+    except PrepareError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+def _peak_memory() -> int:
+    """Largest resident memory of this process and its children, in MB; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return max(peaks) * unit // 10**6

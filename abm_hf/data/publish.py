@@ -1,0 +1,38 @@
+"""Prepared data sets to the Hugging Face Hub."""
+
+import os
+from pathlib import Path
+
+import httpx
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from .prepare import is_prepared
+from .source import PrepareError
+
+
+def push_prepared(folder: str | os.PathLike[str], repo_id: str, *, private: bool = True) -> str:
+    """Uploads a prepared folder to the Hub, creating the repository where it is not there.
+
+    Returns:
+        `str`: Its address.
+
+    Raises:
+        PrepareError: The folder is not finished, or the Hub refused.
+    """
+    if not is_prepared(folder):
+        raise PrepareError(f"{folder} is no finished data set: run `abm-hf prepare` first")
+    try:
+        api = HfApi()
+        address = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo_id,
+            repo_type="dataset",
+            folder_path=Path(folder),
+            ignore_patterns=[".*"],
+            delete_patterns="data/*",
+            commit_message="Upload a prepared data set",
+        )
+    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError, ValueError) as error:
+        raise PrepareError(f"the upload to {repo_id} failed: {error}") from error
+    return str(address)
