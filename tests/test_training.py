@@ -25,8 +25,9 @@ import abm_hf.training.state as state_module
 from abm_hf import ABMConfig, ABMForConditionalGeneration, ABMTokenizer
 from abm_hf.data.collator import ABMCollator
 from abm_hf.training.arguments import ArgumentError, Arguments, parse_arguments
-from abm_hf.training.data import PlannedDataset, hold_out, load_items, load_split
+from abm_hf.training.data import VARIATIONS, PlannedDataset
 from abm_hf.training.evaluation import evaluation_batches, token_string
+from abm_hf.training.items import concatenate, hold_out, load_items, load_split
 from abm_hf.training.loop import train
 from abm_hf.training.optimization import AveragedWeights, parameter_groups
 from abm_hf.training.schedule import Leg, Plateau, curriculum, extended, learning_rate
@@ -289,6 +290,14 @@ def test_a_finished_run_is_extended_only_on_request(data: Path, tmp_path: Path) 
     assert [row["step"] for row in rows] == list(range(1, 9))
     assert rows[5]["learning_rate"] > rows[3]["learning_rate"]  # warmed up again
     assert rows[4]["max_tokens"] > 3  # the curriculum does not start anew
+    more = ["--max_steps", "9", "--extend", "--augmentation", "none", "--batch_images", "2"]
+    assert train(arguments(data, output, *more))["step"] == 9
+    with pytest.raises(RunDirectoryError, match=r"augmentation: 'none' there, 'image' now; batch_images: 2"):
+        train(arguments(data, output, "--max_steps", "9"))
+    with pytest.raises(RunDirectoryError, match=r"batch_images: 2 there, 3 now"):
+        train(arguments(data, output, *more, "--batch_images", "3"))
+    with pytest.raises(RunDirectoryError, match=r"optimizer: 'adamw' there"):
+        train(arguments(data, output, *more, "--optimizer", "adadelta"))
 
 
 def test_what_the_model_learnt_is_kept_for_from_pretrained(uninterrupted: Path) -> None:
@@ -473,12 +482,16 @@ def test_a_prepared_data_set_is_read(tmp_path: Path, data: Path) -> None:
         "image": [{"bytes": cv2.imencode(".png", image)[1].tobytes(), "path": None} for image in offline.images],
         "latex": offline.latex,
         "writer": [None] * len(offline),
+        "ink": [[[[0.0, 0.0], [1.5, 2.0]]], *[None] * (len(offline) - 1)],
     }
     table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
     datasets.DatasetDict({"train": table}).save_to_disk(str(tmp_path / "prepared"))
     items = load_split(str(tmp_path / "prepared"), "train", Arguments().data)
     assert items.fingerprint() == offline.fingerprint() and items.groups == offline.groups
     assert all(np.array_equal(a, b) for a, b in zip(items.images, offline.images, strict=True))
+    assert items.inks is not None and items.inks[1] is None
+    first = items.inks[0]
+    assert first is not None and np.array_equal(first.strokes[0], [[0.0, 0.0], [1.5, 2.0]])
     with pytest.raises(ArgumentError, match="no split 'test2013'; it has train"):
         load_split(str(tmp_path / "prepared"), "test2013", Arguments().data)
 
@@ -492,6 +505,38 @@ def test_trackers_get_what_is_logged(data: Path, tmp_path: Path) -> None:
 def test_half_precision_needs_a_gpu(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="needs a GPU"):
         train(arguments(data, tmp_path / "run", "--mixed_precision", "fp16"))
+
+
+@pytest.mark.parametrize("name", ["none", "image", "ink"])
+def test_variations_keep_the_planned_size_and_the_ink(name: str) -> None:
+    chosen = Arguments().data
+    chosen.synthetic_items = 8
+    items = load_split("synthetic", "train", chosen)
+    for index in range(8):
+        for scale in ((1.0, 1.0), (0.7, 0.75), (1.4, 1.3)):
+            images = [VARIATIONS[name](items, index, np.random.default_rng(seed), scale) for seed in (1, 1, 2)]
+            expected = tuple(round(size * factor) for size, factor in zip(items.sizes[index], scale, strict=True))
+            assert images[0].shape == expected and images[0].dtype == np.uint8
+            assert np.array_equal(images[0], images[1])
+            assert np.array_equal(images[0], images[2]) == (name == "none")
+            inked = (images[0] > 0).sum() / (items.images[index] > 0).sum()
+            assert 0.3 < inked / (scale[0] * scale[1]) < 2.5
+
+
+def test_items_of_several_sources_are_joined(data: Path) -> None:
+    chosen = Arguments().data
+    chosen.synthetic_items = 3
+    offline, synthetic = load_split(str(data), "train", chosen), load_split("synthetic", "train", chosen)
+    joined = concatenate([offline, synthetic])
+    assert len(joined) == 43 and joined.latex[41] == synthetic.latex[1]
+    assert np.array_equal(joined.images[41], synthetic.images[1]) and np.array_equal(
+        joined.images[3], offline.images[3]
+    )
+    assert joined.inks is not None and joined.inks[3] is None and joined.inks[41] is synthetic.inks[1]
+    drawn = VARIATIONS["ink"](joined, 3, np.random.default_rng(0), (1.0, 1.0))  # without ink: as an image
+    assert drawn.shape == offline.images[3].shape
+    picked = joined.subset([41, 2])
+    assert picked.inks is not None and picked.inks[0] is synthetic.inks[1]
 
 
 def test_no_writer_is_on_both_sides_of_the_holdout(data: Path) -> None:

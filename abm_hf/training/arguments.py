@@ -67,7 +67,10 @@ class DataArguments:
         metadata={"help": "Augmentation: smallest and largest scale, drawn once for each batch; 1 1 turns it off."},
     )
     augmentation: str = field(
-        default="none", metadata={"help": "`none`, or `image`: slant, rotation, stretch and stroke width of each."}
+        default="none",
+        metadata={
+            "help": "`none`; `image`: slant, rotation, stretch, stroke width; `ink`: every stroke, where there is ink."
+        },
     )
     num_workers: int = field(default=1, metadata={"help": "Processes that prepare batches ahead; 0: none."})
     prefetch: int = field(default=4, metadata={"help": "Batches that each worker prepares ahead."})
@@ -80,7 +83,7 @@ class DataArguments:
         )
         _check(0 < self.validation_fraction < 1, "validation_fraction", "between 0 and 1", self.validation_fraction)
         _check(self.batch_order in ("bucket", "area"), "batch_order", "bucket or area", self.batch_order)
-        _check(self.augmentation in ("none", "image"), "augmentation", "none or image", self.augmentation)
+        _check(self.augmentation in ("none", "image", "ink"), "augmentation", "none, image or ink", self.augmentation)
         _check(self.batch_images >= 1, "batch_images", "at least 1", self.batch_images)
         _check(self.num_workers >= 0, "num_workers", "0 or more", self.num_workers)
 
@@ -163,7 +166,10 @@ class OptimizationArguments:
     ema_decay: float = field(default=0.999, metadata={"help": "Averaging of the weights that are kept; 0: none."})
     extend: bool = field(
         default=False,
-        metadata={"help": "Continue the run of output_dir up to a larger max_steps, with a new warm-up and decay."},
+        metadata={
+            "help": "Continue the run of output_dir up to a larger max_steps, with a new warm-up and decay; data, "
+            "batches, augmentation and rates may then differ from those before."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -235,6 +241,17 @@ class Arguments:
         parts = {**vars(self.data), **vars(self.model), **vars(self.optimization)}
         kept = {name: value for name, value in parts.items() if name not in free}
         return json.loads(json.dumps({**kept, "seed": self.run.seed, "mixed_precision": self.run.mixed_precision}))
+
+    def changeable(self) -> set[str]:
+        """Hyper-parameters that may change from the run in the output directory: none, unless it is extended.
+
+        A new leg of a run may have other data, batches, augmentation and rates; what the weights, the optimizer's
+        state and the plan of the first leg depend on stays.
+        """
+        if not self.optimization.extend:
+            return set()
+        fixed = {"preset", "directions", "model_overrides", "init_from", "optimizer", "curriculum"}
+        return set(self.hyper_parameters()) - fixed
 
     def as_dict(self) -> dict[str, Any]:
         """All values by name, flat, as a recipe has them."""

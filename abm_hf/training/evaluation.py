@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 
 from ..data.collator import ABMCollator
 from ..metrics.expression_rate import expression_rate
-from .data import Items
+from .items import Items
 
 
 def evaluation_batches(items: Items, max_images: int, max_pixels: int) -> Iterator[list[int]]:

@@ -22,8 +22,9 @@ from ..data.collator import ABMCollator
 from ..tokenization_abm import ABMTokenizer
 from .arguments import Arguments
 from .curve import draw_curve
-from .data import LoadedBatch, PlannedDataset, augmentation_of, load_items, make_loader
+from .data import VARIATIONS, LoadedBatch, PlannedDataset, make_loader
 from .evaluation import evaluate_items
+from .items import load_items
 from .run import Run, build_run, check_same_data, make_accelerator, resume, save_checkpoint
 from .schedule import learning_rate
 from .state import RunDirectory, replace_folder, write_json
@@ -48,10 +49,10 @@ def train(arguments: Arguments) -> dict[str, Any]:
     """
     started = time.monotonic()
     directory = RunDirectory(arguments.run.output_dir, arguments.run.keep_checkpoints)
-    directory.check_same_run(arguments.hyper_parameters(), Arguments().hyper_parameters())
+    directory.check_same_run(arguments.hyper_parameters(), Arguments().hyper_parameters(), free=arguments.changeable())
     tokenizer = ABMTokenizer()
     train_items, validation_items = load_items(arguments.data, tokenizer)
-    check_same_data(directory, train_items)
+    check_same_data(directory, train_items, extend=arguments.optimization.extend)
     run = build_run(arguments, make_accelerator(arguments), directory, tokenizer, train_items, validation_items)
     resume(run)
     if arguments.run.trackers:
@@ -128,7 +129,7 @@ def _loop(run: Run, stop: StopRequest) -> dict[str, Any]:
 
 def _batches(run: Run) -> Iterator[LoadedBatch]:
     data = run.arguments.data
-    dataset = PlannedDataset(run.train_items, ABMCollator(run.sampler.limits.multiple), augmentation_of(data))
+    dataset = PlannedDataset(run.train_items, ABMCollator(run.sampler.limits.multiple), VARIATIONS[data.augmentation])
     return iter(make_loader(dataset, run.sampler, data, pin=run.accelerator.device.type == "cuda"))
 
 

@@ -14,7 +14,7 @@ from ..configuration_abm import ABMConfig
 from ..data.bucketing import BatchLimits, BucketBatchSampler
 from ..modeling_abm import ABMForConditionalGeneration
 from .arguments import ArgumentError, Arguments, ModelArguments
-from .data import Items
+from .items import Items
 from .optimization import AveragedWeights, build_optimizer
 from .schedule import Leg, Plateau, curriculum, extended, legs_from_state, legs_to_state
 from .state import RunDirectory, RunDirectoryError
@@ -100,10 +100,16 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def check_same_data(directory: RunDirectory, items: Items) -> None:
-    """Raises [`RunDirectoryError`] when the run in the directory was started on other training items."""
+def check_same_data(directory: RunDirectory, items: Items, extend: bool = False) -> None:
+    """Raises [`RunDirectoryError`] when the run in the directory was started on other training items.
+
+    A run that is extended may go on with others, with a warning: what was held out before may now be trained on.
+    """
     recorded = directory.recorded()
     if recorded is not None and recorded["data"] != items.fingerprint():
+        if extend:
+            logger.warning("the training data changes from %d items to %d others", recorded["items"], len(items))
+            return
         raise RunDirectoryError(
             f"{directory.path} holds a run on other data ({recorded['items']} items there, {len(items)} now): "
             "resume with the same data, or choose another output_dir"
@@ -254,6 +260,8 @@ def _check_length(run: Run, recorded: dict[str, Any]) -> None:
     # Runs recorded before there was a `length` had their steps in the arguments.
     before = recorded.get("length", f"max_steps {recorded['arguments']['max_steps']}")
     if _length(run.arguments) == before:
+        # Not extended after all (the same command again, say): then nothing else may change either.
+        run.directory.check_same_run(run.arguments.hyper_parameters(), Arguments().hyper_parameters())
         return
     per_step = run.accelerator.num_processes * optimization.gradient_accumulation_steps
     wanted = _planned_steps(run.arguments, run.train_items, per_step)

@@ -16,7 +16,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -212,12 +212,15 @@ class RunDirectory:
         file = self.path / "run.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
-    def check_same_run(self, hyper_parameters: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    def check_same_run(
+        self, hyper_parameters: Mapping[str, Any], defaults: Mapping[str, Any], free: Collection[str] = ()
+    ) -> None:
         """Compares the hyper-parameters with those of the run that is there, if there is one.
 
         Args:
             hyper_parameters: Those of now.
             defaults: Values of the same names where the run there did not record one.
+            free: Names that may change.
 
         Raises:
             RunDirectoryError: Naming each changed one with its old and new value.
@@ -230,7 +233,7 @@ class RunDirectory:
         changed = [
             f"{name}: {before[name]!r} there, {value!r} now"
             for name, value in sorted(hyper_parameters.items())
-            if before[name] != value
+            if before[name] != value and name not in free
         ]
         if changed:
             raise RunDirectoryError(
