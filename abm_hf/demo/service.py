@@ -1,0 +1,214 @@
+"""From what a visitor sent to what the page shows: readings, attention, and refusals as sentences.
+
+Everything here is plain data in and out, so that it is tested without Gradio and without a browser. One visitor's
+request leaves nothing behind: what is shown later (attention, another setting) starts from the small normalised
+picture that the page itself keeps and sends back.
+"""
+
+import base64
+import io
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from ..data.ink import Ink, InkError
+from ..image_reading_abm import ImageInputError
+from ..viz import attention_gif
+from .inputs import MAX_MEGAPIXELS, RefusedError, check_picture, decode_base64
+
+#: Seconds that one reading may take; the search stops there and says so.
+TIME_LIMIT = 20.0
+#: Seconds that a request waits for the ones before it.
+WAIT_LIMIT = 60.0
+#: Readings shown.
+READINGS = 5
+#: Tokens of an answer at most; the longest label of CROHME has 96.
+MAX_LENGTH = 160
+#: Below this probability an answer is more likely wrong than right.
+UNSURE = 0.5
+#: Hypotheses followed by the beam search.
+BEAMS = 10
+
+T = TypeVar("T")
+
+
+class RecognizerLike(Protocol):
+    """What the service needs of [`abm_hf.Recognizer`]."""
+
+    model: Any
+    processor: Any
+
+    def __call__(self, images: Any, **options: Any) -> list[Any]: ...
+
+    def explain(self, image: Any, direction: str = "l2r", **options: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to read.
+
+    Args:
+        beam (`bool`): follow several hypotheses; slower and more accurate than greedy reading.
+        two_way (`bool`): let the right-to-left branch judge the hypotheses too.
+        grammar (`bool`): only well-formed LaTeX can be written.
+    """
+
+    beam: bool = True
+    two_way: bool = False
+    grammar: bool = True
+
+
+class Service:
+    """Reads what visitors send, one at a time.
+
+    Args:
+        recognizer ([`RecognizerLike`]): The model. Its generation is given a time limit, its image processor a limit
+            of pixels.
+        time_limit (`float`, *optional*): Seconds that one reading may take.
+        wait_limit (`float`, *optional*): Seconds that a request waits for its turn.
+    """
+
+    def __init__(self, recognizer: RecognizerLike, time_limit: float = TIME_LIMIT, wait_limit: float = WAIT_LIMIT):
+        self.recognizer = recognizer
+        self.wait_limit = wait_limit
+        self._turn = threading.Lock()
+        recognizer.model.generation_config.max_time = time_limit
+        recognizer.processor.image_processor.max_megapixels = MAX_MEGAPIXELS
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        """Branches of the model: `"l2r"`, `"r2l"`."""
+        return tuple(self.recognizer.model.config.directions)
+
+    def read(self, source: bytes | Ink | np.ndarray, settings: Settings | None = None) -> dict[str, Any]:
+        """Reads one formula.
+
+        Returns:
+            `latex`, `mathml` (or `None`), `score`, `unsure`, `complete`, `milliseconds`, `tokens`, `token_scores`,
+            `readings` (a list of `latex`, `mathml`, `score`, the most probable first), and `seen`, the normalised
+            picture as a `data:` address of a PNG, ink bright on dark.
+
+        Raises:
+            RefusedError: It cannot be read, and why, or the demo is too busy.
+        """
+        settings = settings or Settings()
+        options: dict[str, Any] = {"grammar": settings.grammar, "max_length": MAX_LENGTH}
+        options |= {"num_beams": BEAMS, "top_k": READINGS} if settings.beam else {"num_beams": 1, "top_k": 1}
+        if settings.two_way and len(self.directions) == 2:
+            options["two_way"] = True
+        result = self._in_turn(lambda: self.recognizer([source], **options)[0])
+        readings = [
+            {"latex": reading.latex, "mathml": to_mathml(reading.latex), "score": reading.score}
+            for reading in result.alternatives
+        ]
+        return {
+            "latex": result.latex,
+            "mathml": readings[0]["mathml"] if readings else to_mathml(result.latex),
+            "score": result.score,
+            "unsure": result.score < UNSURE,
+            "complete": bool(getattr(result.alternatives[0], "finished", True)) if readings else True,
+            "milliseconds": round(result.milliseconds, 1),
+            "tokens": list(result.tokens),
+            "token_scores": [round(score, 4) for score in result.token_scores],
+            "readings": readings,
+            "seen": to_png(result.image),
+        }
+
+    def explain(self, seen: Any, settings: Settings | None = None) -> dict[str, Any]:
+        """Attention of each branch over a normalised picture.
+
+        Args:
+            seen (`str`): The picture as [`Service.read`] returned it.
+            settings ([`Settings`], *optional*): As for the reading.
+
+        Returns:
+            `image` (the picture again), `width`, `height` (pixels), and `branches`: for each direction its `tokens`
+            in the order of reading, their `scores`, and `maps`, base64 of `len(tokens) × rows × columns` bytes, each
+            map scaled to a maximum of 255, each position covering `stride` × `stride` pixels.
+
+        Raises:
+            RefusedError: It is no such picture, or the demo is too busy.
+        """
+        picture = from_png(seen)
+        branches = [self._branch(picture, direction, settings or Settings()) for direction in self.directions]
+        height, width = picture.shape
+        return {"image": to_png(picture), "width": width, "height": height, "branches": branches}
+
+    def gif(self, seen: Any, direction: str, settings: Settings | None = None, dark: bool = False) -> str:
+        """The attention of one branch as an animation: a `data:` address of a GIF. Raises as [`Service.explain`]."""
+        if direction not in self.directions:
+            raise RefusedError(f"This model has no such reading direction: it has {', '.join(self.directions)}.")
+        explanation = self._explain(from_png(seen), direction, settings or Settings())
+        if not explanation.tokens:
+            raise RefusedError("Nothing was read, so there is no attention to show.")
+        data = attention_gif(explanation, theme="dark" if dark else "light")
+        return "data:image/gif;base64," + base64.b64encode(data).decode()
+
+    def _explain(self, picture: np.ndarray, direction: str, settings: Settings) -> Any:
+        beams = BEAMS if settings.beam else 1
+        return self._in_turn(
+            lambda: self.recognizer.explain(picture, direction, num_beams=beams, max_length=MAX_LENGTH)
+        )
+
+    def _branch(self, picture: np.ndarray, direction: str, settings: Settings) -> dict[str, Any]:
+        explanation = self._explain(picture, direction, settings)
+        # In the order of the formula, whichever way the branch wrote it: so the two can be compared.
+        maps = np.asarray(explanation.attention, dtype=np.float32)  # (T, h, w)
+        peak = maps.max(axis=(1, 2), keepdims=True) if maps.size else 1
+        scaled = np.rint(255 * maps / np.maximum(peak, 1e-9)).astype(np.uint8)
+        return {
+            "direction": direction,
+            "tokens": list(explanation.tokens),
+            "scores": [round(float(score), 4) for score in explanation.token_scores],
+            "rows": maps.shape[1],
+            "columns": maps.shape[2],
+            "stride": explanation.stride,
+            "maps": base64.b64encode(scaled.tobytes()).decode(),
+        }
+
+    def _in_turn(self, work: Callable[[], T]) -> T:
+        """Runs `work` alone: on a CPU two readings at once only make both wait longer."""
+        if not self._turn.acquire(timeout=self.wait_limit):
+            raise RefusedError("Too many people are reading formulas right now: please try again in a minute.")
+        try:
+            return work()
+        except (ImageInputError, InkError) as error:
+            reason = getattr(error, "reason", str(error))
+            raise RefusedError(f"This cannot be read: {reason}.") from error
+        finally:
+            self._turn.release()
+
+
+def to_mathml(latex: str | None) -> str | None:
+    """MathML of `latex`, or `None` where it is not well formed."""
+    if not latex:
+        return None
+    from latex2mathml.converter import convert
+
+    try:
+        return str(convert(latex))
+    except Exception:  # latex2mathml has an exception for each mistake, and lets others through
+        return None
+
+
+def to_png(picture: np.ndarray | None) -> str | None:
+    """An image, `uint8` (H, W), as a `data:` address of a PNG."""
+    if picture is None:
+        return None
+    with io.BytesIO() as stream:
+        Image.fromarray(picture).save(stream, "PNG")
+        return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def from_png(text: Any) -> np.ndarray:
+    """The inverse of [`to_png`], for what a visitor's page sends back: checked like any picture."""
+    data = check_picture(decode_base64(text))
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+            return np.asarray(picture.convert("L"))
+    except Exception:  # decoders raise what they please
+        raise RefusedError("This is not a picture that the demo made.") from None
