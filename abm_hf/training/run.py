@@ -159,6 +159,8 @@ def build_run(
     if options.channels_last:
         bare = bare.to(memory_format=torch.channels_last)
     if options.gradient_checkpointing:
+        if not bare.supports_gradient_checkpointing:
+            raise ArgumentError("this model has no gradient checkpointing: lower batch_pixels to save memory")
         bare.gradient_checkpointing_enable()
     bare.to(accelerator.device)
     average = AveragedWeights(bare, arguments.optimization.ema_decay)
