@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .generation_abm import score_sequences
+from .generation_abm import LatexGrammarLogitsProcessor, score_sequences
 from .modeling_abm import ABMForConditionalGeneration
 from .tokenization_abm import ABMTokenizer
 
@@ -63,8 +63,6 @@ def read_formulas(
     encoder_outputs = model.encoder(pixel_values, pixel_mask)
     processors = generate_kwargs.pop("logits_processor", [])
     if grammar:
-        from .generation_abm import LatexGrammarLogitsProcessor
-
         automaton = LatexGrammarLogitsProcessor.from_tokenizer(tokenizer, direction="l2r", max_length=max_length)
         processors = [*processors, automaton]
     sequences = model.generate(

@@ -8,8 +8,12 @@ a folder that holds `crohme-offline.zip` and either `crohme-inkml.tar.xz` or the
 import os
 import tarfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from abm_hf import ABMConfig
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -40,3 +44,32 @@ def crohme_inkml(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(archive) as tar:
         tar.extractall(unpacked, filter="data")
     return unpacked / "crohme"
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> "ABMConfig":
+    """Sizes with which a random model runs in milliseconds."""
+    from abm_hf import ABMConfig
+
+    return ABMConfig(
+        stem_channels=8,
+        block_layers=(1, 2, 1),
+        growth_rates=(4, 4, 8),
+        hidden_size=16,
+        embedding_size=12,
+        attention_size=20,
+        coverage_kernels=(5, 3),
+        encoder_dropout=0.1,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_config: "ABMConfig") -> Path:
+    """A directory for `from_pretrained` with a random model of `tiny_config`, processor and code."""
+    import torch
+
+    from abm_hf import ABMForConditionalGeneration
+    from abm_hf.hub import save_pretrained
+
+    torch.manual_seed(0)
+    return save_pretrained(ABMForConditionalGeneration(tiny_config), tmp_path_factory.mktemp("tiny"))

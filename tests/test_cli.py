@@ -1,0 +1,154 @@
+"""The `abm-hf` command, as a shell sees it: streams, exit codes, resuming, and mistakes."""
+
+import io
+import json
+import struct
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+from abm_hf.cli import main
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(3):
+        image = Image.new("L", (120 + 30 * index, 70), 255)
+        ImageDraw.Draw(image).line([(20, 20), (90, 50 - 5 * index), (30, 50)], fill=0, width=3)
+        image.save(folder / f"{index}.png")
+    return folder
+
+
+def _run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, list[str], list[str]]:
+    """Exit code, lines on stdout, lines on stderr."""
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out.splitlines(), captured.err.splitlines()
+
+
+def _recognize(capsys: pytest.CaptureFixture[str], model: Path, *arguments: object) -> tuple[int, list[str], list[str]]:
+    return _run(capsys, "recognize", *arguments, "--model", model, "--beams", 2, "--max-length", 10)
+
+
+def test_one_line_for_each_input(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, answers, errors = _recognize(capsys, tiny_checkpoint, pictures)
+    assert (code, len(answers), errors) == (0, 3, [])
+    files = [pictures / "0.png", pictures / "1.png", pictures / "2.png"]
+    assert _recognize(capsys, tiny_checkpoint, *files) == (0, answers, [])
+    stdin = io.TextIOWrapper(io.BytesIO((pictures / "1.png").read_bytes()))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert _recognize(capsys, tiny_checkpoint, "-") == (0, [answers[1]], [])
+
+
+def test_json(capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, pictures: Path) -> None:
+    code, lines, _ = _recognize(capsys, tiny_checkpoint, pictures / "0.png", "--json", "--top-k", 2)
+    record = json.loads(lines[0])
+    assert code == 0 and record["file"].endswith("0.png") and 0 <= record["score"] <= 1
+    assert record["latex"] == record["n_best"][0]["latex"] and len(record["n_best"]) == 2
+    assert record["width"] > 0 and record["height"] > 0 and record["milliseconds"] > 0
+
+
+def test_output_resumes(capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "made" / "predictions.jsonl"
+    assert _recognize(capsys, tiny_checkpoint, pictures, "--output", output) == (0, [], [])
+    whole = output.read_text()
+    assert [json.loads(line)["file"][-5:] for line in whole.splitlines()] == ["0.png", "1.png", "2.png"]
+    assert _recognize(capsys, tiny_checkpoint, pictures, "--output", output)[0] == 0
+    assert output.read_text() == whole, "nothing is read twice"
+    output.write_text(whole[: len(whole) - 20])  # a crash in the middle of the last line
+    assert _recognize(capsys, tiny_checkpoint, pictures, "--output", output)[0] == 0
+    assert [json.loads(line)["latex"] for line in output.read_text().splitlines()] == [
+        json.loads(line)["latex"] for line in whole.splitlines()
+    ]
+
+
+def _png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds next to nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+
+
+def test_bad_files_give_a_line_each_and_the_others_go_on(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, pictures: Path, tmp_path: Path
+) -> None:
+    bad = {
+        "text.png": b"this is not a picture",
+        "empty.png": b"",
+        "huge.png": _png_header(20_000, 20_000),
+        "cut.jpg": b"",
+        "tiny.png": b"",
+        "blank.png": b"",
+        "broken.inkml": b"<ink><trace>1 2, 3",
+        "page.svg": b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
+        "book.pdf": b"%PDF-1.4 nothing",
+    }
+    for name, content in bad.items():
+        (tmp_path / name).write_bytes(content)
+    Image.new("L", (1, 1), 255).save(tmp_path / "tiny.png")
+    Image.new("L", (300, 100), 255).save(tmp_path / "blank.png")
+    noisy = io.BytesIO()
+    Image.effect_noise((200, 200), 90).save(noisy, "JPEG")
+    (tmp_path / "cut.jpg").write_bytes(noisy.getvalue()[:900])
+    names = [*bad, "missing.png"]
+    before = sorted(tmp_path.rglob("*"))
+    code, answers, errors = _recognize(
+        capsys, tiny_checkpoint, *(tmp_path / name for name in names), pictures / "0.png"
+    )
+    assert code == 1 and len(answers) == 1, "the good one is answered"
+    assert len(errors) == len(names), errors
+    for name in names:
+        assert sum(name in line for line in errors) == 1, (name, errors)
+    assert sorted(tmp_path.rglob("*")) == before, "nothing is left behind"
+
+
+def test_mistakes_of_use(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "nothing").mkdir()
+    code, answers, errors = _recognize(capsys, tiny_checkpoint, tmp_path / "nothing")
+    assert (code, answers, len(errors)) == (2, [], 1) and "without pictures" in errors[0]
+    code, _, errors = _recognize(capsys, tmp_path / "no-such-model", pictures)
+    assert (code, len(errors)) == (2, 1) and "no-such-model" in errors[0]
+    assert _run(capsys, "recognize")[0] == 2
+    assert _run(capsys, "recognize", pictures, "--beams", 0)[0] == 2
+    assert _run(capsys, "paint")[0] == 2
+
+
+def test_a_corrupted_checkpoint(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, pictures: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    for damage in ("truncated", "no config", "garbage"):
+        copy = shutil.copytree(tiny_checkpoint, tmp_path / damage)
+        weights = copy / "model.safetensors"
+        if damage == "truncated":
+            weights.write_bytes(weights.read_bytes()[:1000])
+        elif damage == "garbage":
+            weights.write_bytes(b"garbage")
+        else:
+            (copy / "config.json").unlink()
+        code, answers, errors = _recognize(capsys, copy, pictures)
+        assert (code, answers, len(errors)) == (2, [], 1), (damage, errors)
+
+
+def test_info(capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path) -> None:
+    code, lines, _ = _run(capsys, "info", "--model", tiny_checkpoint)
+    text = "\n".join(lines)
+    assert code == 0
+    for expected in ("abm-hf", "torch", "transformers", "device", str(tiny_checkpoint), "l2r, r2l"):
+        assert expected in text

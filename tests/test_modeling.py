@@ -1,0 +1,303 @@
+"""The model: parity with the released code, independence of padding, the fused coverage against a plain oracle."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from torch import Tensor
+from torch.nn import functional as F
+
+from abm_hf import ABMConfig, ABMForConditionalGeneration
+from abm_hf.conversion import convert_state_dict, read_state_dict
+from abm_hf.modeling_abm import ABMAttention
+from abm_hf.recurrence_abm import Memory, Weights, run_recurrence
+
+FIXTURE = Path(__file__).parent / "fixtures" / "abm_reference_small.safetensors"
+PAD = 113
+
+
+@pytest.fixture(scope="module")
+def released() -> dict[str, Any]:
+    """Inputs, outputs and metadata that the released code gave."""
+    with safe_open(FIXTURE, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys() if not name.startswith("state_dict.")}  # noqa: SIM118
+        return {**tensors, **file.metadata()}
+
+
+@pytest.fixture(scope="module")
+def port() -> ABMForConditionalGeneration:
+    """The released weights in our model."""
+    config, weights = convert_state_dict(read_state_dict(FIXTURE))
+    model = ABMForConditionalGeneration(config).eval()
+    model.load_state_dict(weights, strict=True)
+    return model
+
+
+@pytest.fixture
+def as_released(port: ABMForConditionalGeneration) -> Any:
+    """The same model with values leaking into the padding, as they do in the released code."""
+    port.encoder.mask_padding = False
+    yield port
+    port.encoder.mask_padding = True
+
+
+def test_features_logits_and_attention_equal_the_released_codes(
+    as_released: ABMForConditionalGeneration, released: dict[str, Any]
+) -> None:
+    with torch.no_grad():
+        encoded = as_released.encoder(released["inputs.pixel_values"], released["inputs.pixel_mask"])
+        features = encoded.last_hidden_state.transpose(1, 2).unflatten(2, (4, 8))
+        torch.testing.assert_close(features, released["outputs.encoder_features"], atol=1e-4, rtol=0)
+        steps = released["inputs.target_mask"].bool()
+        for direction in ("l2r", "r2l"):
+            output = as_released(
+                encoder_outputs=encoded,
+                decoder_input_ids=released[f"inputs.{direction}_input_ids"],
+                decoder_direction=direction,
+                output_attentions=True,
+            )
+            logits, attention = released[f"outputs.{direction}_logits"], released[f"outputs.{direction}_attention"]
+            torch.testing.assert_close(output.logits[..., :113][steps], logits[steps], atol=1e-4, rtol=0)
+            torch.testing.assert_close(output.cross_attentions[steps], attention[steps], atol=1e-4, rtol=0)
+            assert output.logits[..., 113:].isneginf().all(), "padding and unknown can never be written"
+
+
+def test_losses_equal_the_released_codes(as_released: ABMForConditionalGeneration, released: dict[str, Any]) -> None:
+    labels = released["inputs.l2r_target_ids"].masked_fill(released["inputs.target_mask"] == 0, -100)
+    as_released.config.distillation = "released"
+    try:
+        with torch.no_grad():
+            output = as_released(released["inputs.pixel_values"], released["inputs.pixel_mask"], labels)
+    finally:
+        as_released.config.distillation = "aligned"
+    components = output.loss_components
+    torch.testing.assert_close(components["ce_l2r"], released["outputs.loss_ce_l2r"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(components["ce_r2l"], released["outputs.loss_ce_r2l"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(components["distillation"], released["outputs.loss_kl_as_released"], atol=1e-4, rtol=1e-6)
+    expected = components["ce_l2r"] + components["ce_r2l"] + 0.5 * components["distillation"]
+    torch.testing.assert_close(output.loss, expected)
+
+
+@pytest.mark.parametrize("direction", ["l2r", "r2l"])
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_best_beam_equals_the_released_search(
+    port: ABMForConditionalGeneration, released: dict[str, Any], index: int, direction: str
+) -> None:
+    height, width = json.loads(released["sizes"])[index]
+    image = released["inputs.pixel_values"][index : index + 1, :, :height, :width]
+    found = port.generate(pixel_values=image, num_beams=10, max_length=41, decoder_direction=direction)
+    best = json.loads(released[f"beam10.{direction}.{index}"])[0]["ids"]
+    assert [token for token in found[0, 1:].tolist() if token != PAD] == best
+
+
+def test_parameter_counts_are_the_papers() -> None:
+    model = ABMForConditionalGeneration(ABMConfig(directions=("l2r",)))
+    encoder = sum(parameter.numel() for parameter in model.encoder.parameters())
+    branch = sum(parameter.numel() for parameter in model.branches["l2r"].parameters())
+    assert encoder == 2_979_288
+    # Two rows of embeddings more (padding, unknown), and one number less: a bias that a softmax does not see.
+    assert branch == 2_724_850 + 2 * 256 - 1
+
+
+def _unfused_energies(attention: ABMAttention, features: Tensor, state: Tensor, coverage: Tensor) -> Tensor:
+    """REFERENCE: `vᵀ tanh(U_a f + W_a h + Σ U_s (Q_s ∗ A))`, term by term."""
+    total = attention.key(features) + attention.query(state)[:, None]
+    for conv, linear in zip(attention.coverage_convs, attention.coverage_maps, strict=True):
+        total = total + linear(conv(coverage[:, None]).flatten(2).transpose(1, 2))
+    return attention.energy(total.tanh()).squeeze(-1)
+
+
+def test_fused_coverage_equals_the_plain_one_in_values_and_gradients(tiny_config: ABMConfig) -> None:
+    torch.manual_seed(0)
+    attention = ABMAttention(tiny_config)
+    features = torch.randn(2, 12, tiny_config.feature_channels, requires_grad=True)
+    state = torch.randn(2, tiny_config.hidden_size, requires_grad=True)
+    coverage = torch.rand(2, 3, 4, requires_grad=True)
+    direction = torch.randn(2, 12)
+
+    def fused() -> Tensor:
+        keys = attention.prepare(features, torch.ones(2, 3, 4, dtype=torch.bool)).keys
+        kernel = attention.fused_kernel()
+        size = round(len(kernel) ** 0.5)
+        patches = F.unfold(coverage[:, None], size, padding=size // 2).transpose(1, 2)
+        return attention.energy((keys + attention.query(state)[:, None] + patches @ kernel).tanh()).squeeze(-1)
+
+    leaves = [features, state, coverage, *attention.parameters()]
+    plain = _unfused_energies(attention, features, state, coverage)
+    torch.testing.assert_close(fused(), plain, atol=1e-5, rtol=0)
+    expected = torch.autograd.grad((plain * direction).sum(), leaves)
+    for ours, theirs in zip(torch.autograd.grad((fused() * direction).sum(), leaves), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def _plain_recurrence(projected: Tensor, hidden: Tensor, memory: Memory, weights: Weights) -> tuple[Tensor, Tensor]:
+    """The recurrence written down step by step for autograd."""
+    sequences, (height, width) = len(hidden), memory.mask.shape[1:]
+    copies = sequences // len(memory.keys)
+    keys, values = memory.keys.repeat_interleave(copies, 0), memory.values.repeat_interleave(copies, 0)
+    mask = memory.mask.repeat_interleave(copies, 0).flatten(1)
+    coverage = torch.zeros(sequences, height, width, dtype=hidden.dtype)
+    size = round(len(weights.kernel) ** 0.5)
+    hiddens, contexts = [], []
+    for step in projected.unbind(1):
+        between = _plain_gru(step, hidden @ weights.token.T, hidden)
+        patches = F.unfold(coverage[:, None], size, padding=size // 2).transpose(1, 2)
+        energies = (keys + patches @ weights.kernel + (between @ weights.query.T)[:, None]).tanh() @ weights.energy
+        attention = energies.masked_fill(~mask, float("-inf")).softmax(-1)
+        context = (attention[:, None] @ values).squeeze(1)
+        recurrent = between @ weights.context_recurrent.T + weights.context_bias
+        hidden = _plain_gru(context @ weights.context_input.T, recurrent, between)
+        coverage = coverage + attention.view_as(coverage)
+        hiddens.append(hidden)
+        contexts.append(context)
+    return torch.stack(hiddens), torch.stack(contexts)
+
+
+def _plain_gru(projected: Tensor, recurrent: Tensor, hidden: Tensor) -> Tensor:
+    reset, update, candidate = projected.chunk(3, -1)
+    recurrent_reset, recurrent_update, recurrent_candidate = recurrent.chunk(3, -1)
+    update = (update + recurrent_update).sigmoid()
+    candidate = (candidate + (reset + recurrent_reset).sigmoid() * recurrent_candidate).tanh()
+    return (1 - update) * candidate + update * hidden
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_recurrence_and_its_gradient_equal_a_plain_one(beams: int) -> None:
+    torch.manual_seed(0)
+    images, steps, hidden, channels, attention, height, width, size = 2, 4, 3, 5, 6, 2, 3, 3
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.double).mul(0.7).requires_grad_()
+
+    mask = torch.ones(images, height, width, dtype=torch.bool)
+    mask[1, :, 2] = False
+    projected, start = leaf(images * beams, steps, 3 * hidden), leaf(images * beams, hidden)
+    memory = Memory(leaf(images, height * width, channels), leaf(images, height * width, attention), mask)
+    weights = Weights(
+        leaf(3 * hidden, hidden),
+        leaf(attention, hidden),
+        leaf(size**2, attention),
+        leaf(attention),
+        leaf(3 * hidden, channels),
+        leaf(3 * hidden, hidden),
+        leaf(3 * hidden),
+    )
+    coverage = torch.zeros(images * beams, height, width, dtype=torch.double)
+    ours = run_recurrence(projected, start, coverage, memory, weights)[:2]
+    plain = _plain_recurrence(projected, start, memory, weights)
+    leaves = [projected, start, memory.values, memory.keys, *weights]
+    weighting = [torch.randn_like(output) for output in plain]
+    for mine, theirs in zip(ours, plain, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-10, rtol=0)
+    expected = torch.autograd.grad(plain, leaves, weighting)
+    for mine, theirs in zip(torch.autograd.grad(ours, leaves, weighting), expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-10, rtol=0)
+
+
+def _padded(images: list[Tensor], extra: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    height = max(image.shape[0] for image in images) + extra[0]
+    width = max(image.shape[1] for image in images) + extra[1]
+    values, mask = torch.zeros(len(images), 1, height, width), torch.zeros(len(images), height, width)
+    for index, image in enumerate(images):
+        values[index, 0, : image.shape[0], : image.shape[1]] = image
+        mask[index, : image.shape[0], : image.shape[1]] = 1
+    return values, mask
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    sizes=st.lists(st.tuples(st.integers(16, 70), st.integers(16, 90)), min_size=2, max_size=3),
+    extra=st.tuples(st.integers(0, 40), st.integers(0, 40)),
+)
+def test_features_do_not_depend_on_the_padding(
+    tiny_config: ABMConfig, sizes: list[tuple[int, int]], extra: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    model = ABMForConditionalGeneration(tiny_config).eval()
+    for module in model.modules():  # statistics of a trained model: their shift is what leaks into the padding
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean)
+            torch.nn.init.normal_(module.bias)
+    images = [torch.rand(size) for size in sizes]
+    with torch.no_grad():
+        batch = model.encoder(*_padded(images, extra))
+        for index, image in enumerate(images):
+            alone = model.encoder(image[None, None])
+            rows, columns = alone.encoder_mask.shape[1:]
+            assert batch.encoder_mask[index].sum() == rows * columns
+            there = batch.last_hidden_state[index].unflatten(0, batch.encoder_mask.shape[1:])[:rows, :columns]
+            torch.testing.assert_close(there.flatten(0, 1), alone.last_hidden_state[0], atol=1e-4, rtol=1e-4)
+
+
+def test_alignment_of_both_directions(tiny_config: ABMConfig) -> None:
+    """Position j of `r2l_logits` is what the branch said of token j, read from the other side."""
+    torch.manual_seed(0)
+    model = ABMForConditionalGeneration(tiny_config).eval()
+    image = torch.rand(1, 1, 32, 48)
+    labels = torch.tensor([[5, 6, 7, 1, -100]])
+    with torch.no_grad():
+        output = model(image, labels=labels)
+        left = model(image, decoder_input_ids=torch.tensor([[0, 5, 6, 7]])).logits
+        right = model(image, decoder_input_ids=torch.tensor([[1, 7, 6, 5]]), decoder_direction="r2l").logits
+    torch.testing.assert_close(output.logits[:, :4], left)
+    torch.testing.assert_close(output.r2l_logits[:, [2, 1, 0, 3]], right)
+
+
+def test_training_in_half_precision_stays_finite(tiny_config: ABMConfig) -> None:
+    torch.manual_seed(0)
+    model = ABMForConditionalGeneration(tiny_config)
+    with torch.no_grad():  # energies far beyond what a bare exp survives
+        model.branches["l2r"].attention.energy.weight.mul_(1e3)
+    labels = torch.randint(2, 112, (2, 6))
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            output = model(torch.rand(2, 1, 48, 64), labels=labels)
+        output.loss.backward()
+        assert output.loss.isfinite() and output.loss.dtype == torch.float32
+        assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+        model.zero_grad()
+
+
+def test_every_parameter_learns(tiny_config: ABMConfig) -> None:
+    torch.manual_seed(0)
+    model = ABMForConditionalGeneration(tiny_config)
+    model(torch.rand(2, 1, 48, 64), labels=torch.randint(2, 112, (2, 6))).loss.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_one_branch_alone(tiny_config: ABMConfig, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    both = ABMForConditionalGeneration(tiny_config).eval()
+    both.save_pretrained(tmp_path)
+    alone = ABMForConditionalGeneration.from_pretrained(tmp_path, directions=("l2r",))
+    image = torch.rand(1, 1, 48, 64)
+    assert set(alone.branches) == {"l2r"}
+    assert torch.equal(
+        alone.generate(pixel_values=image, max_length=8), both.generate(pixel_values=image, max_length=8)
+    )
+    assert set(alone(image, labels=torch.tensor([[5, 1]])).loss_components) == {"ce_l2r"}
+    with pytest.raises(ValueError, match="no branch 'r2l'"):
+        alone.generate(pixel_values=image, decoder_direction="r2l")
+
+
+def test_loading_leaves_nothing_uninitialised(tiny_config: ABMConfig, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = ABMForConditionalGeneration(tiny_config)
+    model.save_pretrained(tmp_path)
+    loaded = ABMForConditionalGeneration.from_pretrained(tmp_path)
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    assert loaded.generation_config.max_length == 200
+
+
+def test_a_call_without_anything_to_do_says_so(tiny_config: ABMConfig) -> None:
+    model = ABMForConditionalGeneration(tiny_config)
+    with pytest.raises(ValueError, match="pixel_values"):
+        model(labels=torch.tensor([[1]]))
+    with pytest.raises(ValueError, match="decoder_input_ids"):
+        model(torch.rand(1, 1, 32, 32))

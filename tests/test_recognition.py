@@ -1,0 +1,129 @@
+"""`recognize` and the pipeline: every kind of input, batches, n-best, errors in their place."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from transformers import pipeline
+
+import abm_hf
+from abm_hf import Ink, Recognizer, write_inkml
+from abm_hf.image_processing_abm import ImageInputError
+
+
+@pytest.fixture(scope="module")
+def recognizer(tiny_checkpoint: Path) -> Recognizer:
+    return Recognizer(tiny_checkpoint, device="cpu")
+
+
+def _drawing(width: int = 200, height: int = 80, seed: int = 0) -> Image.Image:
+    image = Image.new("L", (width, height), 255)
+    draw = ImageDraw.Draw(image)
+    points = np.random.default_rng(seed).integers(12, (width - 12, height - 12), (6, 2))
+    draw.line([tuple(point) for point in points.tolist()], fill=0, width=3)
+    return image
+
+
+def test_every_kind_of_input_gives_the_same_answer(recognizer: Recognizer, tmp_path: Path) -> None:
+    image = _drawing()
+    image.save(tmp_path / "formula.png")
+    array = np.asarray(image)
+    inputs = [image, array, torch.from_numpy(array.copy()), str(tmp_path / "formula.png"), tmp_path / "formula.png"]
+    inputs.append((tmp_path / "formula.png").read_bytes())
+    results = recognizer(inputs, num_beams=2, max_length=12)
+    assert len({result.latex for result in results}) == 1
+    assert all(0 <= result.score <= 1 and result.error is None for result in results)
+    assert all(np.array_equal(result.image, results[0].image) for result in results)
+
+
+def test_ink_and_inkml(recognizer: Recognizer, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    ink = Ink(strokes=tuple(np.cumsum(rng.normal(size=(20, 2)), axis=0) * 10 for _ in range(3)))
+    write_inkml(ink, tmp_path / "formula.inkml")
+    drawn, read = recognizer([ink, tmp_path / "formula.inkml"], num_beams=1, max_length=12)
+    assert drawn.latex == read.latex and drawn.image is not None and drawn.image.max() == 255
+
+
+def test_order_and_batching_change_nothing(recognizer: Recognizer) -> None:
+    images = [_drawing(60 + 37 * (seed % 4), 50 + 23 * (seed % 3), seed) for seed in range(7)]
+    alone = [recognizer(image, num_beams=3, max_length=15)[0] for image in images]
+    together = recognizer(images, num_beams=3, max_length=15, batch_size=4)
+    assert [result.latex for result in together] == [result.latex for result in alone]
+    np.testing.assert_allclose([r.score for r in together], [r.score for r in alone], rtol=1e-3)
+
+
+def test_n_best(recognizer: Recognizer) -> None:
+    result = recognizer(_drawing(), num_beams=4, top_k=4, max_length=12)[0]
+    scores = [reading.score for reading in result.alternatives]
+    texts = [reading.latex for reading in result.alternatives]
+    assert scores == sorted(scores, reverse=True) and len(set(texts)) == len(texts) > 1
+    assert (result.latex, result.score) == (texts[0], scores[0])
+    assert sum(scores) <= 1 + 1e-6, "probabilities of different answers"
+    for reading in result.alternatives:
+        assert len(reading.tokens) == len(reading.token_scores)
+        assert reading.score <= np.prod(reading.token_scores) + 1e-9
+
+
+def test_scores_are_those_of_the_model(recognizer: Recognizer) -> None:
+    """The product of the probabilities that a plain teacher-forced pass gives."""
+    result = recognizer(_drawing(), num_beams=1, grammar=False, max_length=8)[0]
+    tokens = recognizer.processor.tokenizer.convert_tokens_to_ids(list(result.tokens))
+    inputs = recognizer.processor(images=_drawing())
+    with torch.no_grad():
+        logits = recognizer.model(**inputs, decoder_input_ids=torch.tensor([[0, *tokens]])).logits
+    probabilities = logits.softmax(-1)[0]
+    expected = [float(probabilities[step, token]) for step, token in enumerate(tokens)]
+    np.testing.assert_allclose(result.token_scores, expected, rtol=1e-4)
+
+
+def test_a_bad_image_among_good_ones(recognizer: Recognizer, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("not a picture")
+    blank = Image.new("L", (100, 60), 255)
+    inputs = [_drawing(), tmp_path / "text.png", blank, _drawing(seed=1)]
+    results = recognizer(inputs, num_beams=1, max_length=8, errors="return")
+    assert [result.error is None for result in results] == [True, False, False, True]
+    assert results[1].latex is None and "text.png" in str(results[1].error)
+    with pytest.raises(ImageInputError):
+        recognizer(inputs, num_beams=1, max_length=8)
+
+
+def test_the_one_liner(tiny_checkpoint: Path) -> None:
+    one = abm_hf.recognize(_drawing(), model=tiny_checkpoint, num_beams=1, max_length=8)
+    many = abm_hf.recognize([_drawing(), _drawing()], model=tiny_checkpoint, num_beams=1, max_length=8)
+    assert isinstance(many, list) and one.latex == many[0].latex == many[1].latex  # type: ignore[union-attr]
+
+
+def test_explanation(recognizer: Recognizer) -> None:
+    for direction in ("l2r", "r2l"):
+        explanation = recognizer.explain(_drawing(), direction=direction, max_length=9)
+        steps, rows, columns = explanation.attention.shape
+        assert steps == len(explanation.tokens) == len(explanation.token_scores)
+        assert (rows, columns) == tuple(-(-side // explanation.stride) for side in explanation.image.shape)
+        np.testing.assert_allclose(explanation.attention.sum((1, 2)), 1, rtol=1e-4)
+
+
+def test_pipeline(tiny_checkpoint: Path, recognizer: Recognizer) -> None:
+    reader = pipeline("image-to-latex", model=str(tiny_checkpoint), trust_remote_code=False)
+    images = [_drawing(100 + 40 * seed, 60 + 10 * seed, seed) for seed in range(3)]
+    expected = [result.latex for result in recognizer(images, num_beams=2, max_length=10)]
+    answers = reader(images, batch_size=2, num_beams=2, max_length=10)
+    assert [answer[0]["latex"] for answer in answers] == expected
+    single = reader(images[0], num_beams=2, max_length=10)
+    assert single == [{"latex": expected[0], "score": pytest.approx(answers[0][0]["score"], rel=1e-3)}]
+    assert len(reader(images[0], num_beams=3, top_k=3, max_length=10)) > 1
+    assert reader(images[0], num_beams=1, max_length=10, min_score=1.1)[0]["latex"] is None
+    streamed = reader((image for image in images), num_beams=2, max_length=10)
+    assert [answer[0]["latex"] for answer in streamed] == expected
+    with pytest.raises(TypeError, match="beams"):
+        reader(images[0], beams=3)
+
+
+def test_only_well_formed_latex(recognizer: Recognizer) -> None:
+    from abm_hf.data.latex import is_well_formed
+
+    results = recognizer([_drawing(seed=seed) for seed in range(6)], num_beams=3, top_k=3, max_length=20)
+    for result in results:
+        for reading in result.alternatives:
+            assert is_well_formed(list(reading.tokens)), reading.latex
