@@ -204,6 +204,18 @@ def test_shards_of_a_stream_make_up_the_stream():
         next(synthetic_stream(shard=2, shards=2))
 
 
+def test_labels_follow_the_convention_asked_for():
+    labels = {seed: synthetic_ink(seed, min_tokens=20).label.split() for seed in range(120)}
+    limits = [seed for seed, tokens in labels.items() if "\\limits" in tokens or "'" in tokens]
+    assert limits
+    for seed in limits:
+        ink = synthetic_ink(seed, min_tokens=20, convention="abm")
+        assert not {"\\limits", "'"} & set(ink.label.split())
+        assert [symbol.label for symbol in ink.symbols] == visible_tokens(ink.label)
+    with pytest.raises(ValueError, match="convention"):
+        synthetic_ink(0, convention="house")
+
+
 def test_symbols_have_several_shapes():
     several = [token for token in SHAPES if len(glyphs_of(token)) > 1]
     assert len(several) > 0.9 * len(SHAPES)

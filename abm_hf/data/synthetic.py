@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from abm_hf.data.ink import Ink, Symbol
-from abm_hf.data.latex import parse_latex
+from abm_hf.data.latex import normalize_latex, parse_latex
 from abm_hf.data.render import render_ink
 from abm_hf.data.synthetic_grammar import ExpressionGrammar
 from abm_hf.data.synthetic_hand import Hand, sample_strokes
@@ -25,13 +25,24 @@ from abm_hf.data.synthetic_layout import Layout, Written
 STRUCTURE_TOKENS = frozenset(("{", "}", "^", "_", "\\limits"))
 
 
-def synthetic_ink(seed: int, *, min_tokens: int = 1, max_tokens: int = 80, writer: int | None = None) -> Ink:
+def synthetic_ink(
+    seed: int,
+    *,
+    min_tokens: int = 1,
+    max_tokens: int = 80,
+    convention: str = "written",
+    writer: int | None = None,
+) -> Ink:
     """One handwritten expression.
 
     Args:
         seed (`int`): Not negative; the same seed gives the same ink.
         min_tokens, max_tokens (`int`, *optional*, defaults to 1 and 80):
             Bounds of the number of tokens of the label. Within them lengths are distributed as in CROHME.
+        convention (`str`, *optional*, defaults to `"written"`):
+            Of the label, see `normalize_latex`. `"written"`, that of CROHME's training labels, uses all 110 tokens;
+            `"abm"`, that of its test labels, has neither `\\limits` nor `'`, which may leave a token or two fewer
+            than `min_tokens`.
         writer (`int`, *optional*):
             Whose hand writes it; the seed decides when left out. Expressions of one writer share slant, proportions,
             favourite shapes, speed and device.
@@ -41,11 +52,13 @@ def synthetic_ink(seed: int, *, min_tokens: int = 1, max_tokens: int = 80, write
         every stroke belongs to exactly one; strokes are (x, y, t) with t in seconds; `annotations` name the writer.
 
     Raises:
-        ValueError: `min_tokens` is under 1 or above `max_tokens`, or the seed is negative.
+        ValueError: `min_tokens` is under 1 or above `max_tokens`, the convention is unknown or the seed negative.
         ImportError: The Hershey fonts are not installed.
     """
     rng = _generator(seed)
     tokens = ExpressionGrammar(rng).expression(min_tokens, max_tokens)
+    if convention != "written":
+        tokens = normalize_latex(" ".join(tokens), convention=convention)
     return _write(tokens, rng, int(rng.integers(2**31)) if writer is None else writer)
 
 
@@ -104,13 +117,19 @@ def _deform(strokes: list[np.ndarray], hand: Hand, rng: np.random.Generator) -> 
 
 
 def synthetic_stream(
-    seed: int = 0, *, min_tokens: int = 1, max_tokens: int = 80, shard: int = 0, shards: int = 1
+    seed: int = 0,
+    *,
+    min_tokens: int = 1,
+    max_tokens: int = 80,
+    convention: str = "written",
+    shard: int = 0,
+    shards: int = 1,
 ) -> Iterator[Ink]:
     """An endless stream of expressions for pre-training, each in another hand.
 
     Args:
         seed (`int`): Of the stream.
-        min_tokens, max_tokens (`int`, *optional*): As in [`synthetic_ink`].
+        min_tokens, max_tokens, convention (*optional*): As in [`synthetic_ink`].
         shard, shards (`int`, *optional*):
             This process's part: expressions number `shard`, `shard + shards`, ... of the stream. Together the shards
             give what one process would have given.
@@ -121,11 +140,19 @@ def synthetic_stream(
     if not 0 <= shard < shards:
         raise ValueError(f"shard {shard} does not exist among {shards}")
     for number in count(shard, shards):
-        yield synthetic_ink(_nth_seed(seed, number), min_tokens=min_tokens, max_tokens=max_tokens)
+        yield synthetic_ink(
+            _nth_seed(seed, number), min_tokens=min_tokens, max_tokens=max_tokens, convention=convention
+        )
 
 
 def synthetic_dataset(
-    size: int, seed: int = 0, *, min_tokens: int = 1, max_tokens: int = 80, writers: int | None = None
+    size: int,
+    seed: int = 0,
+    *,
+    min_tokens: int = 1,
+    max_tokens: int = 80,
+    convention: str = "written",
+    writers: int | None = None,
 ) -> list[dict[str, Any]]:
     """Expressions as the rows of a prepared data set.
 
@@ -135,7 +162,7 @@ def synthetic_dataset(
         size (`int`): Number of rows.
         seed (`int`, *optional*, defaults to 0): The same seed gives the same rows; a shorter data set is the beginning
             of a longer one.
-        min_tokens, max_tokens (`int`, *optional*): As in [`synthetic_ink`].
+        min_tokens, max_tokens, convention (*optional*): As in [`synthetic_ink`].
         writers (`int`, *optional*): How many people wrote it, in turn; each row has a writer of its own when
             left out.
 
@@ -146,7 +173,13 @@ def synthetic_dataset(
     rows = []
     for number in range(size):
         writer = None if writers is None else _nth_seed(seed, -1 - number % writers) % 2**31
-        ink = synthetic_ink(_nth_seed(seed, number), min_tokens=min_tokens, max_tokens=max_tokens, writer=writer)
+        ink = synthetic_ink(
+            _nth_seed(seed, number),
+            min_tokens=min_tokens,
+            max_tokens=max_tokens,
+            convention=convention,
+            writer=writer,
+        )
         rows.append(_row(ink, f"synthetic-{seed}-{number}"))
     return rows
 
