@@ -4,16 +4,22 @@
 sequence in one teacher-forced pass ([`score_sequences`]); the pictures are encoded once.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LogitsProcessor
+from transformers import GenerationConfig, LogitsProcessor
+from transformers.utils import ModelOutput
 
 from .grammar_abm import NEVER, GrammarState, GrammarTables, compile_grammar
 from .modeling_abm import ABMEncoderOutput, ABMForConditionalGeneration
+
+# A log-probability that nothing likely has, but finite; beam search gives the same to hypotheses that do not exist.
+_IMPOSSIBLE = -1e9
 
 # What a pass over many steps holds grows with steps × sequences × positions × channels of the attention. Reading a few
 # steps at a time bounds it; the state carries over.
@@ -86,9 +92,8 @@ class LatexGrammarLogitsProcessor(LogitsProcessor):
         self._follow(input_ids.numpy(force=True))
         room = NEVER if self.max_length is None else self.max_length - input_ids.shape[1]
         forbidden = torch.from_numpy(self._state.forbidden(room)).to(scores.device)
-        masked = scores.masked_fill(forbidden, float("-inf"))
-        nothing_left = masked.amax(dim=1, keepdim=True) == float("-inf")
-        return masked.masked_fill(nothing_left & ~forbidden, 0.0)
+        # Finite before the mask: a row stays possible where other processors ruled out all that the grammar allows.
+        return scores.clamp(min=_IMPOSSIBLE).masked_fill_(forbidden, float("-inf"))
 
     def _follow(self, ids: np.ndarray) -> None:
         """Brings the state to the end of `ids` (N, T), whose first column is the start token."""
@@ -196,4 +201,204 @@ def _token_log_probs(
     return torch.cat(scored, dim=1) if scored else torch.zeros(targets.shape, device=targets.device)
 
 
-__all__ = ["LatexGrammarLogitsProcessor", "score_sequences"]
+@dataclass
+class TwoWayOutput(ModelOutput):
+    """
+    The best formulas of each picture, best first.
+
+    Args:
+        sequences (`torch.LongTensor` of shape `(batch_size * num_return_sequences, length)`): start token, tokens from
+            left to right, end token, padding: what `generate` returns. Where a picture has fewer candidates than asked
+            for, the rest is the start and the end token with a score of minus infinity.
+        scores (`torch.FloatTensor` of shape `(batch_size * num_return_sequences,)`): combined log-probability over
+            `length ** length_penalty`.
+        l2r_scores, r2l_scores (`torch.FloatTensor` of the same shape): log-probability by each branch, not normalised.
+    """
+
+    sequences: Tensor
+    scores: Tensor = None  # type: ignore[assignment]  # a ModelOutput has one field without default
+    l2r_scores: Tensor = None  # type: ignore[assignment]
+    r2l_scores: Tensor = None  # type: ignore[assignment]
+
+
+@torch.no_grad()
+def two_way_search(
+    model: ABMForConditionalGeneration,
+    pixel_values: Tensor | None = None,
+    pixel_mask: Tensor | None = None,
+    *,
+    encoder_outputs: ABMEncoderOutput | None = None,
+    grammar_tokenizer: Any = None,
+    num_beams: int = 10,
+    num_return_sequences: int = 1,
+    weight: float = 0.5,
+    length_penalty: float = 1.0,
+    max_length: int = 200,
+) -> TwoWayOutput:
+    """Beam search in both directions; every candidate of either is judged by both branches.
+
+    The pictures are encoded once; each branch then scores the union of both n-best lists, without duplicates, in one
+    teacher-forced pass. The score of a formula of n tokens, the end token included, is
+    `((1 - weight) · log p_l2r + weight · log p_r2l) / n ** length_penalty`.
+
+    Args:
+        model ([`ABMForConditionalGeneration`]): with both branches.
+        pixel_values, pixel_mask: as for `model.forward`; not needed with `encoder_outputs`.
+        encoder_outputs ([`ABMEncoderOutput`], *optional*): of an earlier call of the encoder.
+        grammar_tokenizer ([`ABMTokenizer`], *optional*): with it, all candidates are well-formed; see
+            [`LatexGrammarLogitsProcessor`].
+        num_beams (`int`, defaults to 10): of each search, and the length of its n-best list.
+        num_return_sequences (`int`, defaults to 1): at most `2 * num_beams`.
+        weight (`float`, defaults to 0.5): of the right-to-left branch, from 0 to 1.
+        length_penalty (`float`, defaults to 1.0): exponent of the length, in the searches and in the score.
+        max_length (`int`, defaults to 200): of a hypothesis, start and end token included. One that is cut off there
+            is judged as a whole formula, with an end token put behind it.
+
+    Returns:
+        [`TwoWayOutput`].
+
+    Raises:
+        ValueError: if the model lacks a branch, or a number is out of its range.
+    """
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight must be from 0 (left to right alone) to 1 (right to left alone), it is {weight}")
+    if not 0 < num_return_sequences <= 2 * num_beams:
+        raise ValueError(
+            f"num_return_sequences must be from 1 to {2 * num_beams}, twice num_beams, it is {num_return_sequences}"
+        )
+    if missing := {"l2r", "r2l"} - set(model.config.directions):
+        raise ValueError(f"two-way search needs both branches, this model has no {' and no '.join(sorted(missing))}")
+    if encoder_outputs is None:
+        encoder_outputs = model.encoder(pixel_values, pixel_mask)
+    found = [
+        _n_best(model, encoder_outputs, direction, grammar_tokenizer, num_beams, length_penalty, max_length)
+        for direction in ("l2r", "r2l")
+    ]
+    candidates, exists = _union(found, model.config.pad_token_id)  # (B, n, T), (B, n)
+    flat = candidates.flatten(0, 1)
+    totals = {
+        direction: score_sequences(model, encoder_outputs, flat, direction=direction).sum(dim=1).view_as(exists)
+        for direction in ("l2r", "r2l")
+    }
+    lengths = (candidates != model.config.pad_token_id).sum(dim=-1)
+    combined = (1 - weight) * totals["l2r"] + weight * totals["r2l"]
+    combined = (combined / lengths**length_penalty).masked_fill(~exists, float("-inf"))
+    return _best(candidates, combined, totals, num_return_sequences, model.config)
+
+
+def two_way_generate(
+    model: ABMForConditionalGeneration,
+    input_ids: Tensor,
+    logits_processor: Any,
+    stopping_criteria: Any,
+    generation_config: GenerationConfig,
+    two_way_weight: float = 0.5,
+    grammar_tokenizer: Any = None,
+    **model_kwargs: Any,
+) -> Tensor | TwoWayOutput:
+    """[`two_way_search`] behind `generate`: `model.generate(..., custom_generate=two_way_generate, num_beams=10)`.
+
+    Besides these, `two_way_weight`, `grammar_tokenizer`, `max_length`, `length_penalty`, `num_return_sequences` and
+    `return_dict_in_generate` count; logits processors and stopping criteria, which are made for one direction, are
+    refused.
+
+    Returns:
+        The sequences, or [`TwoWayOutput`] with `return_dict_in_generate=True`.
+    """
+    if generation_config.do_sample:
+        raise ValueError("two-way search does not sample: leave do_sample out")
+    output = two_way_search(
+        model,
+        encoder_outputs=model_kwargs["encoder_outputs"],
+        grammar_tokenizer=grammar_tokenizer,
+        num_beams=generation_config.num_beams,
+        num_return_sequences=generation_config.num_return_sequences,
+        weight=two_way_weight,
+        length_penalty=generation_config.length_penalty,
+        max_length=generation_config.max_length,
+    )
+    return output if generation_config.return_dict_in_generate else output.sequences
+
+
+def _n_best(
+    model: ABMForConditionalGeneration,
+    encoder_outputs: ABMEncoderOutput,
+    direction: str,
+    tokenizer: Any,
+    num_beams: int,
+    length_penalty: float,
+    max_length: int,
+) -> tuple[Tensor, Tensor]:
+    """The hypotheses of one direction as formulas `y1 … yn eos` (B, num_beams, T), and which exist (B, num_beams)."""
+    processors = []
+    if tokenizer is not None:
+        processors.append(
+            LatexGrammarLogitsProcessor.from_tokenizer(tokenizer, direction=direction, max_length=max_length)
+        )
+    output = model.generate(
+        encoder_outputs=encoder_outputs,
+        decoder_direction=direction,
+        logits_processor=processors,
+        num_beams=num_beams,
+        num_return_sequences=num_beams,
+        length_penalty=length_penalty,
+        max_length=max_length,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    written = output.sequences[:, 1:]
+    config = model.config
+    stop = config.eos_token_id if direction == "l2r" else config.bos_token_id
+    is_token = ((written != stop) & (written != config.pad_token_id)).cumprod(dim=1).bool()
+    lengths = is_token.sum(dim=1, keepdim=True)
+    positions = torch.arange(written.shape[1], device=written.device).expand_as(written)
+    order = torch.where(is_token, lengths - 1 - positions, positions) if direction == "r2l" else positions
+    # Cut off at max_length or not, a formula is judged as what it is, with its end.
+    formulas = F.pad(written.gather(1, order).masked_fill(~is_token, config.pad_token_id), (0, 1))
+    formulas = formulas.masked_fill(F.pad(~is_token, (0, 1), value=True), config.pad_token_id)
+    formulas = formulas.scatter(1, lengths, config.eos_token_id)
+    scores = output.get("sequences_scores")  # None in greedy search
+    exists = torch.ones(len(written), dtype=torch.bool, device=written.device) if scores is None else scores > -1e8
+    return formulas.unflatten(0, (-1, num_beams)), exists.unflatten(0, (-1, num_beams))
+
+
+def _union(found: Sequence[tuple[Tensor, Tensor]], pad: int) -> tuple[Tensor, Tensor]:
+    """All candidates of a picture, (B, n, T), each once, those that exist first; `exists` (B, n) tells which do."""
+    length = max(formulas.shape[-1] for formulas, _ in found)
+    formulas = torch.cat([F.pad(rows, (0, length - rows.shape[-1]), value=pad) for rows, _ in found], dim=1)
+    exists = torch.cat([known for _, known in found], dim=1)
+    equal = (formulas[:, :, None] == formulas[:, None]).all(dim=-1) & exists[:, None]
+    exists &= ~equal.tril(diagonal=-1).any(dim=-1)
+    first = (~exists).int().argsort(dim=1, stable=True)[:, : max(1, int(exists.sum(dim=1).max()))]
+    return formulas.gather(1, first[..., None].expand(-1, -1, length)), exists.gather(1, first)
+
+
+def _best(
+    candidates: Tensor, combined: Tensor, totals: dict[str, Tensor], num_return_sequences: int, config: Any
+) -> TwoWayOutput:
+    missing = max(0, num_return_sequences - candidates.shape[1])
+    if missing:
+        candidates = F.pad(candidates, (0, 0, 0, missing), value=config.pad_token_id)
+        combined = F.pad(combined, (0, missing), value=float("-inf"))
+        totals = {name: F.pad(total, (0, missing), value=float("-inf")) for name, total in totals.items()}
+    scores, ranking = combined.topk(num_return_sequences, dim=1)
+    sequences = candidates.gather(1, ranking[..., None].expand(-1, -1, candidates.shape[-1]))
+    nothing = torch.full_like(sequences[:1, :1], config.pad_token_id)
+    nothing[..., 0] = config.eos_token_id
+    sequences = torch.where(scores[..., None] == float("-inf"), nothing, sequences).flatten(0, 1)
+    sequences = sequences[:, : int((sequences != config.pad_token_id).sum(dim=1).max())]
+    l2r, r2l = (
+        totals[name].gather(1, ranking).masked_fill(scores == float("-inf"), float("-inf")).flatten()
+        for name in ("l2r", "r2l")
+    )
+    return TwoWayOutput(F.pad(sequences, (1, 0), value=config.bos_token_id), scores.flatten(), l2r, r2l)
+
+
+__all__ = [
+    "LatexGrammarLogitsProcessor",
+    "TwoWayOutput",
+    "score_sequences",
+    "two_way_generate",
+    "two_way_search",
+]

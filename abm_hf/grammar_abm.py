@@ -83,13 +83,13 @@ class Role(NamedTuple):
 class Move(NamedTuple):
     """What reading a token does: go to `then` (`None`: back to the control on the stack), having pushed `later`.
 
-    `index` changes the number of brackets that may have begun an index: 1 adds one, -1 takes one, 0 keeps them, `None`
-    forgets all.
+    `brackets` changes the number of "]" that may have ended an index (right to left only): 1 adds one, -1 takes one,
+    0 keeps them, `None` forgets all.
     """
 
     then: Hashable | None
     later: Hashable | None = None
-    index: int | None = 0
+    brackets: int | None = 0
 
 
 _OVER = "over"  # the control after the end, and after anything that the grammar does not admit
@@ -206,7 +206,7 @@ class _Backward:
         if role.kind == "}":
             return self._group(control)
         if role.kind == "command" and role.indexed and control.bracket:
-            return Move(self._place(control, "plain"), index=-1)
+            return Move(self._place(control, "plain"), brackets=-1)
         taken = {"_": 1, "^": 1, "command": role.groups}.get(role.kind, 0)
         place = self._settle(control, taken)
         if place is None:
@@ -220,7 +220,7 @@ class _Backward:
         if role.kind == "[":
             return Move(after._replace(bracket=True))
         if role.kind == "]":
-            return Move(after, index=1 if control.groups else None)
+            return Move(after, brackets=1 if control.groups else None)
         return Move(after)
 
     def _group(self, control: _Place) -> Move | None:
@@ -318,9 +318,9 @@ def _tabulate(moves: dict[Hashable, dict[Role, Move]], roles: list[Role | None])
             legal[place] = True
             then[place] = -1 if move.then is None else number[move.then]
             later[place] = -1 if move.later is None else number[move.later]
-            keep_index[place] = move.index is not None
-            add_index[place] = move.index or 0
-            needs_index[place] = move.index == -1
+            keep_index[place] = move.brackets is not None
+            add_index[place] = move.brackets or 0
+            needs_index[place] = move.brackets == -1
     closing = np.full(len(moves) + 1, NEVER)  # one more, always 0, for the index -1
     closing[[number[_OVER], -1]] = 0
     while True:
@@ -330,9 +330,16 @@ def _tabulate(moves: dict[Hashable, dict[Role, Move]], roles: list[Role | None])
         if (shorter == closing[:-1]).all():
             break
         closing[:-1] = shorter
-    both = np.concatenate([without_index, after])
-    flat = [table.ravel() for table in (then, later, keep_index, add_index)]
-    return GrammarTables(*flat, after=both, least=both.min(axis=1), closing=closing)
+    both = np.concatenate([without_index, after]).astype(np.int32)
+    return GrammarTables(
+        then=then.ravel(),
+        later=later.ravel(),
+        keep_index=keep_index.ravel(),
+        add_index=add_index.ravel(),
+        after=both,
+        least=both.min(axis=1),
+        closing=closing,
+    )
 
 
 class GrammarState:
@@ -382,7 +389,7 @@ class GrammarState:
         """
         half = len(self.tables.closing) - 1
         row = self.control + half * (self.indices > 0)
-        most = np.maximum(room - 1 - self.owed, self.tables.least[row])
+        most = np.maximum(room - 1 - self.owed, self.tables.least[row]).astype(np.int32)
         return self.tables.after[row] > most[:, None]
 
 
