@@ -72,7 +72,7 @@ def test_strokes_are_device_units_in_writing_time(inks):
         last = -1.0
         for stroke in ink.strokes:
             assert stroke.shape[1] == 3 and len(stroke) >= 2
-            assert (stroke[:, :2] == np.rint(stroke[:, :2])).all() and (stroke[:, :2] > -100).all()
+            assert (stroke[:, :2] == np.rint(stroke[:, :2])).all() and (stroke[:, :2] >= 0).all()
             assert (np.diff(stroke[:, 2]) >= 0).all() and stroke[0, 2] > last
             last = stroke[-1, 2]
 
@@ -132,7 +132,7 @@ def test_lengths_are_distributed_as_in_crohme():
 
 
 def test_lengths_keep_to_their_bounds():
-    for low, high in ((1, 1), (1, 6), (7, 9), (30, 80)):
+    for low, high in ((1, 1), (2, 2), (1, 6), (7, 9), (23, 23), (30, 80)):
         lengths = {len(tokens) for tokens in expressions(100, min_tokens=low, max_tokens=high)}
         assert low <= min(lengths) and max(lengths) <= high
     with pytest.raises(ValueError, match="min_tokens"):
@@ -179,6 +179,10 @@ def test_what_cannot_be_written_is_named():
         handwritten("{ }", 0)
     with pytest.raises(LatexError):
         handwritten(r"\frac { a }", 0)
+    with pytest.raises(LatexError, match="nesting"):
+        handwritten("x ^ { " * 2000 + "x" + " }" * 2000, 0)
+    with pytest.raises(LatexError, match="nesting"):
+        handwritten("{ " * 2000 + "x" + " }" * 2000, 0)
 
 
 def test_a_dataset_has_the_prepared_columns_and_its_image_is_its_ink():

@@ -8,14 +8,14 @@ that the last bits in which mathematical libraries differ from one platform to t
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import count
+from itertools import accumulate, count
 from typing import Any
 
 import cv2
 import numpy as np
 
 from abm_hf.data.ink import Ink, Symbol
-from abm_hf.data.latex import normalize_latex, parse_latex
+from abm_hf.data.latex import LatexError, normalize_latex, parse_latex
 from abm_hf.data.render import render_ink
 from abm_hf.data.synthetic_grammar import ExpressionGrammar
 from abm_hf.data.synthetic_hand import Hand, sample_strokes
@@ -23,6 +23,8 @@ from abm_hf.data.synthetic_layout import Layout, Written
 
 #: Tokens of structure: they have no strokes.
 STRUCTURE_TOKENS = frozenset(("{", "}", "^", "_", "\\limits"))
+#: Levels of braces inside each other that are written; CROHME has up to 5.
+DEEPEST = 50
 
 
 def synthetic_ink(
@@ -71,7 +73,8 @@ def handwritten(latex: str | Sequence[str], seed: int, *, writer: int | None = N
         writer (`int`, *optional*): Whose hand writes it; the seed decides when left out.
 
     Raises:
-        LatexError: It is not well-formed, holds a token that cannot be written (the error names it), or no symbol.
+        LatexError: It is not well-formed, holds a token that cannot be written (the error names it) or no symbol, or
+            is nested deeper than [`DEEPEST`] levels.
     """
     rng = _generator(seed)
     tokens = latex.split() if isinstance(latex, str) else list(latex)
@@ -83,6 +86,9 @@ def _generator(seed: int) -> np.random.Generator:
 
 
 def _write(tokens: Sequence[str], rng: np.random.Generator, writer: int) -> Ink:
+    depth = max(accumulate((token == "{") - (token == "}") for token in tokens), default=0)
+    if depth > DEEPEST:
+        raise LatexError(f"{depth} levels of nesting are more than the {DEEPEST} that can be written")
     hand = Hand.of(writer)
     block = Layout(hand, rng).lay_out(parse_latex(tokens))
     dense: list[np.ndarray] = []

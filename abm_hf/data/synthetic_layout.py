@@ -302,15 +302,13 @@ class Layout:
         label = [parts[name] for name in (("sub", "sup") if node.sub_first else ("sup", "sub")) if name in parts]
         writing = label[::-1] if self.rng.random() < 0.15 else label
         everything = [base, *label]
-        result = Block(
+        return Block(
             [written for block in everything for written in block.label],
             [written for block in [base, *writing] for written in block.writing],
             max(width, base.width),
             min(block.bottom for block in everything),
             max(block.top for block in everything),
         )
-        # A limit that sticks out to the left must not reach into the neighbour before it.
-        return result
 
     def _fraction(self, node: Fraction, scale: float) -> Block:
         hand = self.hand
