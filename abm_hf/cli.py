@@ -56,12 +56,19 @@ def _add_recognize(commands: Any) -> None:
     parser.add_argument("--beams", type=_positive, default=10, metavar="N", help="hypotheses followed (10); 1: greedy")
     parser.add_argument("--top-k", type=_positive, default=1, metavar="N", help="readings for each input, with --json")
     parser.add_argument("--batch-size", type=_positive, default=16, metavar="N", help="pictures decoded together (16)")
-    parser.add_argument("--max-length", type=_positive, default=200, metavar="N", help="most tokens of an answer (200)")
+    parser.add_argument(
+        "--max-length", type=_positive, default=200, metavar="N", help="most tokens of an answer (200)"
+    )
     parser.add_argument("--no-grammar", action="store_true", help="allow LaTeX that is not well formed")
-    parser.add_argument("--min-score", type=float, default=0.0, metavar="P", help="less probable answers are left empty")
+    parser.add_argument(
+        "--min-score", type=float, default=0.0, metavar="P", help="less probable answers are left empty"
+    )
     parser.add_argument("--json", action="store_true", help="a JSON object for each input")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE.jsonl", help="append JSON lines to a file; inputs in it are not read again"
+        "--output",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="append JSON lines to a file; inputs in it are not read again",
     )
     parser.set_defaults(run=_recognize)
 
@@ -84,9 +91,7 @@ def _recognize(options: argparse.Namespace) -> int:
 
     try:
         inputs: list[Any] = [
-            found
-            for name in options.inputs
-            for found in ([_STDIN] if name == _STDIN else iter_inputs([name]))
+            found for name in options.inputs for found in ([_STDIN] if name == _STDIN else iter_inputs([name]))
         ]
     except FileNotFoundError as error:
         return _fail(str(error))

@@ -6,11 +6,13 @@ The released state dict holds `encoder1.*` and, for each direction, `init_GRU_mo
 
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -35,18 +37,33 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         OSError: if it cannot be read.
     """
     path = Path(path)
+    content: Any
     if path.suffix == ".safetensors":
-        tensors = load_file(path)
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise ConversionError(f"{path}: not a safetensors file ({error})") from error
         # The parity fixture keeps the weights beside its inputs and outputs.
-        content: Any = {name: value for name, value in tensors.items() if name.startswith("state_dict.")} or tensors
+        content = {name: value for name, value in tensors.items() if name.startswith("state_dict.")} or tensors
     else:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _load_pickle(path)
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ConversionError(f"{path}: not a state dict (a mapping of names to tensors)")
     return {re.sub(r"^(state_dict\.|module\.)+", "", name): value for name, value in content.items()}
+
+
+def _load_pickle(path: Path) -> Any:
+    """What `torch.save` wrote, without running code of it."""
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pickle protocols; what matters is whether it loads
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # the unpickler meets arbitrary bytes, and raises whatever they lead to
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ConversionError(f"{path}: not a state dict written by torch.save ({reason})") from error
 
 
 def convert_state_dict(released: Mapping[str, Tensor]) -> tuple[ABMConfig, dict[str, Tensor]]:

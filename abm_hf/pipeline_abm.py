@@ -47,10 +47,10 @@ class ImageToLatexPipeline(Pipeline):
         inputs = self.processor(images=image)
         return {"pixel_values": inputs["pixel_values"], "pixel_mask": inputs["pixel_mask"]}
 
-    def _forward(self, inputs: dict[str, Tensor], generate_kwargs: dict[str, Any] | None = None, **options: Any) -> Any:
-        readings = read_formulas(
-            self.model, self.processor.tokenizer, **inputs, **options, **(generate_kwargs or {})
-        )
+    def _forward(
+        self, inputs: dict[str, Tensor], generate_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> Any:
+        readings = read_formulas(self.model, self.processor.tokenizer, **inputs, **options, **(generate_kwargs or {}))
         return {"readings": readings}
 
     def postprocess(self, outputs: dict[str, Any], min_score: float = 0.0) -> list[dict[str, Any]]:

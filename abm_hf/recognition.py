@@ -1,8 +1,8 @@
 """The one-liner: pictures or ink of formulas in, LaTeX out.
 
-    >>> import abm_hf
-    >>> abm_hf.recognize("formula.png").latex
-    'x^{2}+1'
+>>> import abm_hf
+>>> abm_hf.recognize("formula.png").latex
+'x^{2}+1'
 """
 
 import os
@@ -168,9 +168,7 @@ class Recognizer:
             image = read_inkml(image)
         if isinstance(image, Ink):
             return render_ink(image)
-        processed = self.processor.image_processor(
-            image, do_pad=False, do_rescale=False, return_tensors="np"
-        )
+        processed = self.processor.image_processor(image, do_pad=False, do_rescale=False, return_tensors="np")
         return processed["pixel_values"][0][0].astype(np.uint8)
 
     @torch.inference_mode()

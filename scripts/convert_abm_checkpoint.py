@@ -7,10 +7,10 @@ every tensor fits.
 """
 
 import argparse
-import pickle
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from abm_hf.conversion import ConversionError, convert_state_dict, read_state_dict
@@ -18,12 +18,12 @@ from abm_hf.hub import save_pretrained
 from abm_hf.modeling_abm import ABMForConditionalGeneration
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 with the reason on stderr."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input", type=Path, help="state dict of the released code")
     parser.add_argument("output_dir", type=Path, help="directory to make; must not exist, or be empty")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.output_dir.exists() and (not options.output_dir.is_dir() or any(options.output_dir.iterdir())):
         return _fail(f"{options.output_dir} exists already: choose another output directory")
     try:
@@ -38,8 +38,8 @@ def main() -> int:
             shutil.move(Path(temporary) / "model", options.output_dir)
     except ConversionError as error:
         return _fail(str(error))
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        return _fail(f"cannot convert {options.input}: {str(error).splitlines()[0]}")
+    except OSError as error:
+        return _fail(f"cannot convert {options.input}: {error.strerror or error}")
     branches = " and ".join(config.directions)
     print(f"{options.output_dir}: {branches}, {sum(value.numel() for value in model.parameters()):,} parameters")
     return 0

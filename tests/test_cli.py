@@ -34,7 +34,9 @@ def _run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, l
     return code, captured.out.splitlines(), captured.err.splitlines()
 
 
-def _recognize(capsys: pytest.CaptureFixture[str], model: Path, *arguments: object) -> tuple[int, list[str], list[str]]:
+def _recognize(
+    capsys: pytest.CaptureFixture[str], model: Path, *arguments: object
+) -> tuple[int, list[str], list[str]]:
     return _run(capsys, "recognize", *arguments, "--model", model, "--beams", 2, "--max-length", 10)
 
 
@@ -58,7 +60,9 @@ def test_json(capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, picture
     assert record["width"] > 0 and record["height"] > 0 and record["milliseconds"] > 0
 
 
-def test_output_resumes(capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+def test_output_resumes(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, pictures: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "made" / "predictions.jsonl"
     assert _recognize(capsys, tiny_checkpoint, pictures, "--output", output) == (0, [], [])
     whole = output.read_text()
@@ -79,7 +83,12 @@ def _png_header(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 100))
+        + chunk(b"IEND", b"")
+    )
 
 
 def test_bad_files_give_a_line_each_and_the_others_go_on(

@@ -71,7 +71,8 @@ def test_auto_classes_know_the_package(tiny_checkpoint: Path, tmp_path: Path) ->
     """
     modules = _run(code, tmp_path, PYTHONPATH=str(Path(abm_hf.__file__).parent.parent)).split()
     assert modules == [
-        f"abm_hf.{name}_abm" for name in ("configuration", "image_processing", "modeling", "processing", "tokenization")
+        f"abm_hf.{name}_abm"
+        for name in ("configuration", "image_processing", "modeling", "processing", "tokenization")
     ]
 
 
@@ -107,4 +108,6 @@ def test_half_precision_checkpoints(tiny_checkpoint: Path, tmp_path: Path) -> No
     save_pretrained(model.half(), tmp_path)
     loaded = ABMForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
-    assert (tmp_path / "model.safetensors").stat().st_size < 0.6 * (tiny_checkpoint / "model.safetensors").stat().st_size
+    assert (tmp_path / "model.safetensors").stat().st_size < 0.6 * (
+        tiny_checkpoint / "model.safetensors"
+    ).stat().st_size

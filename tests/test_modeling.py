@@ -78,7 +78,9 @@ def test_losses_equal_the_released_codes(as_released: ABMForConditionalGeneratio
     components = output.loss_components
     torch.testing.assert_close(components["ce_l2r"], released["outputs.loss_ce_l2r"], atol=1e-4, rtol=0)
     torch.testing.assert_close(components["ce_r2l"], released["outputs.loss_ce_r2l"], atol=1e-4, rtol=0)
-    torch.testing.assert_close(components["distillation"], released["outputs.loss_kl_as_released"], atol=1e-4, rtol=1e-6)
+    torch.testing.assert_close(
+        components["distillation"], released["outputs.loss_kl_as_released"], atol=1e-4, rtol=1e-6
+    )
     expected = components["ce_l2r"] + components["ce_r2l"] + 0.5 * components["distillation"]
     torch.testing.assert_close(output.loss, expected)
 
