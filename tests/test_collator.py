@@ -110,7 +110,7 @@ def test_a_split_that_is_not_there_is_answered_with_those_that_are(tmp_path: Pat
     with pytest.raises(FileNotFoundError):
         read_offline(tmp_path / "y.zip")
     (tmp_path / "z.zip").write_bytes(b"no zip")
-    with pytest.raises(OfflineError, match="neither a folder nor a zip"):
+    with pytest.raises(OfflineError, match="zip file"):
         read_offline(tmp_path / "z.zip")
 
 
