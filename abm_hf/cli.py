@@ -40,6 +40,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"abm-hf {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_recognize(commands)
+    _add_explain(commands)
+    _add_prepare(commands)
+    _add_demo(commands)
     _add_info(commands)
     return parser
 
@@ -71,6 +74,34 @@ def _add_recognize(commands: Any) -> None:
         help="append JSON lines to a file; inputs in it are not read again",
     )
     parser.set_defaults(run=_recognize)
+
+
+def _add_explain(commands: Any) -> None:
+    parser = commands.add_parser("explain", help="draw what the model looks at while it writes")
+    parser.add_argument("input", type=Path, help="a picture or .inkml")
+    parser.add_argument("--output", type=Path, required=True, help=".gif for an animation, .png for a page of steps")
+    parser.add_argument("--direction", choices=["l2r", "r2l"], default="l2r", help="the branch that writes (l2r)")
+    parser.add_argument("--model", help="directory or Hub id; default: the packaged checkpoint")
+    parser.add_argument("--device", help="such as cpu or cuda; default: a GPU if there is one")
+    parser.set_defaults(run=_explain)
+
+
+def _add_prepare(commands: Any) -> None:
+    from .data.prepare import add_arguments, run
+
+    parser = commands.add_parser("prepare", help="turn CROHME, HME100K, MathWriting or images into a data set")
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_demo(commands: Any) -> None:
+    parser = commands.add_parser("demo", help="start the demo in a browser page on this machine")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=_positive, default=7860, help="port to listen on (7860)")
+    parser.add_argument("--model", help="directory or Hub id; default: the packaged checkpoint")
+    parser.add_argument("--device", help="such as cpu or cuda; default: a GPU if there is one")
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    parser.set_defaults(run=_demo)
 
 
 def _add_info(commands: Any) -> None:
@@ -229,6 +260,43 @@ def _info(options: argparse.Namespace) -> int:
     except (CheckpointError, OSError, ValueError) as error:
         return _fail(_one_line(error))
     print(f"checkpoint {path}: directions {', '.join(config.directions)}, {config.num_output_tokens} output tokens")
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    if options.output.suffix.lower() not in (".gif", ".png"):
+        return _fail(f"{options.output}: name a .gif or a .png file")
+    recognizer = _load(options)
+    if recognizer is None:
+        return 2
+    from .data.ink import InkError
+    from .image_processing_abm import ImageInputError
+    from .viz import attention_gif, attention_strip
+
+    try:
+        explanation = recognizer.explain(options.input, direction=options.direction)
+        if options.output.suffix.lower() == ".gif":
+            options.output.write_bytes(attention_gif(explanation))
+        else:
+            attention_strip(explanation).save(options.output)
+    except (ImageInputError, InkError, ValueError) as error:
+        return _fail(_about(str(options.input), _one_line(error)))
+    except OSError as error:
+        return _fail(f"cannot write {options.output}: {error.strerror or error}")
+    tokens = explanation.tokens[:: 1 if options.direction == "l2r" else -1]
+    print(recognizer.processor.tokenizer.to_compact(tokens))
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    try:
+        from .demo.app import DemoError, launch
+    except ImportError as error:
+        return _fail(f"the demo needs {error.name}: pip install 'abm-hf[demo]'")
+    try:
+        launch(options.host, options.port, model=options.model, device=options.device, inbrowser=options.open)
+    except DemoError as error:
+        return _fail(str(error))
     return 0
 
 

@@ -161,3 +161,17 @@ def test_info(capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path) -> None
     assert code == 0
     for expected in ("abm-hf", "torch", "transformers", "device", str(tiny_checkpoint), "l2r, r2l"):
         assert expected in text
+
+
+def test_explain(capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    for name in ("steps.gif", "steps.png"):
+        code, answers, errors = _run(
+            capsys, "explain", pictures / "0.png", "--output", tmp_path / name, "--model", tiny_checkpoint
+        )
+        assert (code, len(answers), errors) == (0, 1, [])
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width > 50
+    code, _, errors = _run(
+        capsys, "explain", pictures / "0.png", "--output", tmp_path / "steps.txt", "--model", tiny_checkpoint
+    )
+    assert (code, len(errors)) == (2, 1)
