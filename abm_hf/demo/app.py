@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,14 +171,14 @@ class _Page:
             )
         except RefusedError as error:
             return gr.skip(), seen | {"note": str(error)}
-        return {"data": data, "name": f"attention-{direction}.gif"}, gr.skip()
+        return {"data": data, "name": f"attention-{direction}.gif", "serial": _serial()}, gr.skip()
 
     def _shown(self, load: Callable[[], Any], settings: tuple[Any, ...]) -> tuple[Any, Any, Any]:
         """Formula, answer and picture for what `load` gives; all empty for no ink at all."""
         try:
             source = load()
             if source is None:
-                return "", {}, {}
+                return "", {"serial": _serial()}, {}
             result = self.service.read(source, Settings(*map(bool, settings)))
         except RefusedError as error:
             return _refused(error)
@@ -185,11 +186,16 @@ class _Page:
             _LOGGER.exception("a reading failed")
             return _refused(RefusedError("Something went wrong here, not with your input. Please try again."))
         seen = {"image": result.pop("seen")}
-        return formula_markdown(result["latex"], result["mathml"] is not None), result, seen
+        return formula_markdown(result["latex"], result["mathml"] is not None), result | {"serial": _serial()}, seen
 
 
 def _refused(error: RefusedError) -> tuple[Any, Any, Any]:
-    return "", {"error": str(error)}, {}
+    return "", {"error": str(error), "serial": _serial()}, {}
+
+
+def _serial() -> int:
+    """A number that never comes twice: a page does not notice an answer that equals the last one."""
+    return time.monotonic_ns() // 1000  # a script's numbers are exact up to 2⁵³
 
 
 def _strokes(ink: Any) -> str:

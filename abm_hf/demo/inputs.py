@@ -32,6 +32,7 @@ MAX_POINTS = 100_000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 _KINDS = "PNG, JPEG, WebP, GIF, BMP or TIFF"
+_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
 _BASE64 = re.compile(r"(?:data:[\w.+/-]*(?:;[\w=.+-]+)*;base64,)?", re.ASCII)
 
 
@@ -77,9 +78,9 @@ def check_picture(data: bytes) -> bytes:
                 width, height = picture.size
     except Image.DecompressionBombError:
         raise RefusedError(f"This picture has over {MAX_MEGAPIXELS:g} megapixels: scale it down.") from None
-    except UnidentifiedImageError:
-        raise RefusedError(_what_it_is(data)) from None
-    except Exception:  # Pillow's header parsers raise what they please
+    except Exception as error:  # Pillow's header parsers raise what they please
+        if isinstance(error, UnidentifiedImageError) and not data.startswith(_MAGIC):
+            raise RefusedError(_what_it_is(data)) from None
         raise RefusedError("This picture is damaged: its header cannot be read.") from None
     if width * height > MAX_MEGAPIXELS * 1e6:
         raise RefusedError(

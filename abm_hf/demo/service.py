@@ -127,8 +127,8 @@ class Service:
 
         Returns:
             `image` (the picture again), `width`, `height` (pixels), and `branches`: for each direction its `tokens`
-            in the order of reading, their `scores`, and `maps`, base64 of `len(tokens) × rows × columns` bytes, each
-            map scaled to a maximum of 255, each position covering `stride` × `stride` pixels.
+            in the order of the formula, their `scores`, and `maps`, base64 of `len(tokens) × rows × columns` bytes,
+            each map scaled to a maximum of 255, each position covering `stride` × `stride` pixels.
 
         Raises:
             RefusedError: It is no such picture, or the demo is too busy.
@@ -157,13 +157,14 @@ class Service:
     def _branch(self, picture: np.ndarray, direction: str, settings: Settings) -> dict[str, Any]:
         explanation = self._explain(picture, direction, settings)
         # In the order of the formula, whichever way the branch wrote it: so the two can be compared.
-        maps = np.asarray(explanation.attention, dtype=np.float32)  # (T, h, w)
+        order = slice(None, None, -1 if direction == "r2l" else 1)
+        maps = np.asarray(explanation.attention, dtype=np.float32)[order]  # (T, h, w)
         peak = maps.max(axis=(1, 2), keepdims=True) if maps.size else 1
         scaled = np.rint(255 * maps / np.maximum(peak, 1e-9)).astype(np.uint8)
         return {
             "direction": direction,
-            "tokens": list(explanation.tokens),
-            "scores": [round(float(score), 4) for score in explanation.token_scores],
+            "tokens": list(explanation.tokens)[order],
+            "scores": [round(float(score), 4) for score in explanation.token_scores][order],
             "rows": maps.shape[1],
             "columns": maps.shape[2],
             "stride": explanation.stride,

@@ -80,5 +80,13 @@ for (const button of element.querySelectorAll("[data-copy]")) {
     setTimeout(() => { label.textContent = "Copy"; }, 1600);
   });
 }
-watch("value", render);
+// The pad and its neighbours say when they have sent something.
+let waiting = null;
+function busy(is) {
+  clearTimeout(waiting);
+  find("abm-answer").setAttribute("aria-busy", String(is));
+  if (is) waiting = setTimeout(() => busy(false), 90000);
+}
+document.addEventListener("abm-sent", () => busy(true));
+watch("value", () => { busy(false); render(); });
 render();

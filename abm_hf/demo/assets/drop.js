@@ -62,6 +62,7 @@ async function open(file) {
   if (visible) { address = URL.createObjectURL(blob); image.src = address; show(image); } else show(null);
   say("Reading " + (file.name || "the picture") + " …");
   try { props.value = await base64(blob); } catch { say("This file cannot be read.", true); return; }
+  document.dispatchEvent(new CustomEvent("abm-sent"));
   trigger("picked");
 }
 

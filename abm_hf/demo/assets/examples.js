@@ -11,6 +11,9 @@ for (const example of props.value || []) {
   image.width = example.width;
   image.height = example.height;
   button.append(image);
-  button.addEventListener("click", () => trigger("pick", { name: example.name }));
+  button.addEventListener("click", () => {
+    document.dispatchEvent(new CustomEvent("abm-sent"));
+    trigger("pick", { name: example.name });
+  });
   element.querySelector(".abm-examples").append(button);
 }

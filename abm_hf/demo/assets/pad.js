@@ -105,8 +105,10 @@ function settle(wait = REST_MS) {
   refresh();
   clearTimeout(timer);
   send();
-  timer = setTimeout(() => trigger("rest"), strokes.length ? wait : 0);
+  timer = setTimeout(() => { announce(); trigger("rest"); }, strokes.length ? wait : 0);
 }
+
+const announce = () => document.dispatchEvent(new CustomEvent("abm-sent"));
 
 function send() {
   sent = JSON.stringify({ strokes });
@@ -136,7 +138,7 @@ const actions = {
   redo: () => step(future, past),
   erase: () => { erasing = !erasing; refresh(); },
   clear: () => { if (strokes.length) { erasing = false; began = null; change([]); canvas.focus({ preventScroll: true }); } },
-  read: () => { if (strokes.length) { clearTimeout(timer); send(); trigger("read"); } },
+  read: () => { if (strokes.length) { clearTimeout(timer); send(); announce(); trigger("read"); } },
 };
 for (const [name, button] of Object.entries(buttons)) button.addEventListener("click", actions[name]);
 

@@ -7,4 +7,5 @@ watch("value", () => {
   document.body.append(link);
   link.click();
   link.remove();
+  document.dispatchEvent(new CustomEvent("abm-saved"));
 });

@@ -100,13 +100,16 @@ function go(panel, index) {
   paint(panel);
 }
 
+// In the order of writing, which for one direction is from the end of the formula to its start.
 function play(panel) {
+  const last = panel.branch.tokens.length - 1;
+  const [first, final, step] = panel.branch.direction === "r2l" ? [last, 0, -1] : [0, last, 1];
   if (panel.playing) { clearInterval(panel.playing); panel.playing = null; }
   else {
-    if (panel.index >= panel.branch.tokens.length - 1) go(panel, -1);
+    if (panel.index < 0 || panel.index === final) go(panel, first);
     panel.playing = setInterval(() => {
-      if (!panel.root.isConnected || panel.index >= panel.branch.tokens.length - 1) play(panel);
-      else go(panel, panel.index + 1);
+      if (!panel.root.isConnected || panel.index === final) play(panel);
+      else go(panel, panel.index < 0 ? first : panel.index + step);
     }, 450);
   }
   panel.player.querySelector("span").textContent = panel.playing ? "Pause" : "Play";
@@ -138,7 +141,7 @@ function panelOf(branch) {
     chip.type = "button";
     chip.title = percent.format(branch.scores[index]);
     if (branch.scores[index] < 0.5) chip.classList.add("abm-doubt");
-    chip.addEventListener("click", () => go(panel, panel.index === index ? -1 : index));
+    chip.addEventListener("click", () => go(panel, index));
     chip.addEventListener("pointerenter", (event) => { if (event.pointerType === "mouse") go(panel, index); });
     panel.chips.push(chip);
     row.append(chip);
@@ -163,10 +166,16 @@ function panelOf(branch) {
   return panel;
 }
 
+function agreement(branches) {
+  if (branches.length < 2) return "";
+  const same = branches[0].tokens.join(" ") === branches[1].tokens.join(" ");
+  return same ? "Each direction for itself reads the same." : "Each direction for itself reads something else: look at where they part.";
+}
+
 async function render() {
   const mine = ++turn;
   const value = props.value;
-  status.textContent = (value && value.note) || "";
+  status.textContent = (value && value.note) || agreement((value && value.branches) || []);
   for (const panel of panels) if (panel.playing) clearInterval(panel.playing);
   if (!value || !value.image) {
     panels = [];
@@ -189,6 +198,7 @@ async function render() {
   for (const panel of panels) go(panel, -1);
 }
 
+document.addEventListener("abm-saved", () => { status.textContent = "The animation is in your downloads."; });
 watch("value", render);
 new MutationObserver(() => { if (picture) panels.forEach(paint); })
   .observe(document.body, { attributes: true, attributeFilter: ["class"] });
