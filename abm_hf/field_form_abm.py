@@ -11,7 +11,7 @@ import numpy as np
 from .ink_extraction_abm import InkMap, stroke_width
 
 _PEN = 3
-# The field's square pen draws 3 px wide along the axes and 4.2 px diagonally. Of round pens, as real ones are, this one
+# The field's square pen draws 3 px wide along the axes, 4.2 px diagonally. Of round pens, as real ones are, this one
 # (px) overlaps it most: 3.0, 3.3 and 3.8 were tried, on the published images drawn at other sizes, with other pens,
 # blurred and photographed.
 _PEN_WIDTH = 3.5

@@ -75,19 +75,20 @@ def _find_in_plane(grey: np.ndarray) -> InkMap | None:
     if _ink_is_light(grey):
         grey = 255 - grey
     contrast = _contrast(grey, paper_window=min(grey.shape) / 5)
-    found = _threshold(contrast)
-    if found is None:
+    levels = _levels(contrast)
+    if levels is None:
         return None
-    mask = (contrast > found).astype(np.uint8)
-    foreign = ruled_lines(mask)
-    mask &= 1 - foreign
-    width = stroke_width(mask)
-    foreign |= _specks(mask, width)
+    floor, pen = levels
+    threshold = max(pen / 2, floor)
+    foreign = ruled_lines(contrast, max(pen / 4, floor), pen)
+    mask = ((contrast > threshold) & (foreign == 0)).astype(np.uint8)
+    foreign |= _specks(mask, stroke_width(mask))
     mask &= 1 - foreign
     if not mask.any():
         return None
+    # Also around it, where blur has spread it, but not where that is ink.
     contrast[cv2.dilate(foreign, np.ones((3, 3), np.uint8)) > mask] = 0
-    return InkMap(contrast, found, mask, stroke_width(mask))
+    return InkMap(contrast, threshold, mask, stroke_width(mask))
 
 
 def _ink_is_light(grey: np.ndarray) -> bool:
@@ -123,8 +124,8 @@ def _contrast(grey: np.ndarray, paper_window: float) -> np.ndarray:
     return np.clip((paper - grey) / np.maximum(paper, 1), 0, 1).astype(np.float32)
 
 
-def _threshold(contrast: np.ndarray) -> float | None:
-    """Half the contrast of the pen, or None if there is none: nothing stands out from paper and noise."""
+def _levels(contrast: np.ndarray) -> tuple[float, float] | None:
+    """Contrast above which a pixel is no noise, and that of the pen; None if nothing stands out from the paper."""
     paper = float(np.median(contrast))
     noise = 1.4826 * float(np.median(np.abs(contrast - paper)))
     floor = paper + max(4 * noise, 0.04)
@@ -135,7 +136,7 @@ def _threshold(contrast: np.ndarray) -> float | None:
     pen = float(np.median(marks[marks >= min(_otsu(marks), float(marks.max()))]))
     if pen < max(_FAINTEST_INK, paper + _FAINTEST_INK_IN_NOISE * noise):
         return None
-    return max(pen / 2, floor)
+    return floor, pen
 
 
 def _otsu(values: np.ndarray) -> float:
