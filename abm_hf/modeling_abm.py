@@ -52,6 +52,8 @@ class ABMOutput(ModelOutput):
         cross_attentions (`torch.FloatTensor` of shape `(batch_size, sequence_length, h, w)`, with
             `output_attentions`): what each step attended to.
         encoder_last_hidden_state (`torch.FloatTensor` of shape `(batch_size, h * w, channels)`): the features.
+        decoder_attentions, decoder_hidden_states: always `None`: no attention among tokens, no layers. `generate` asks
+            for them where attention maps are wanted.
     """
 
     loss: Tensor | None = None
@@ -61,6 +63,8 @@ class ABMOutput(ModelOutput):
     past_key_values: "ABMCache | None" = None
     cross_attentions: Tensor | None = None
     encoder_last_hidden_state: Tensor | None = None
+    decoder_attentions: None = None
+    decoder_hidden_states: None = None
 
 
 class ABMDenseLayer(nn.Module):
