@@ -1,0 +1,175 @@
+"""Measures a checkpoint on a labelled split: `accelerate launch scripts/evaluate.py --model … --data … --split …`.
+
+Processes share the batches, each appends what it has read to a file of its own, and the main one puts the files
+together; so an evaluation that was stopped goes on, with any number of processes.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from .data.collator import ABMCollator
+from .metrics.expression_rate import bootstrap_intervals, expression_rate, score_expressions
+from .modeling_abm import ABMForConditionalGeneration
+from .pretrained import checkpoint_path
+from .processing_abm import ABMProcessor
+from .reading_abm import Reading, read_formulas
+from .training.arguments import ArgumentError, DataArguments
+from .training.evaluation import evaluation_batches
+from .training.items import Items, load_split
+
+
+@dataclass
+class EvaluationArguments:
+    """What is measured, and how."""
+
+    data: str = field(metadata={"help": "Prepared data set (directory or Hub id), CROHME's offline zip or folder."})
+    split: str = field(metadata={"help": "Split of it, such as test2014."})
+    output_dir: str = field(metadata={"help": "Folder for predictions.jsonl and results.json."})
+    model: str | None = field(
+        default=None, metadata={"help": "Directory or Hub id; default: the packaged checkpoint."}
+    )
+    beams: int = field(default=1, metadata={"help": "Hypotheses followed at a time; 1 is greedy."})
+    top_k: int = field(default=1, metadata={"help": "Readings kept for each picture."})
+    max_length: int = field(default=200, metadata={"help": "Most tokens of an answer."})
+    grammar: bool = field(default=True, metadata={"help": "Whether only well-formed LaTeX can be written."})
+    batch_images: int = field(default=16, metadata={"help": "Most pictures in a batch."})
+    batch_pixels: int = field(default=2_000_000, metadata={"help": "Most padded pixels in a batch."})
+    convention: str = field(default="abm", metadata={"help": "Name of the labels' convention, for the record."})
+    max_items: int | None = field(default=None, metadata={"help": "Read this many items only."})
+    cpu: bool = field(default=False, metadata={"help": "Use no GPU."})
+
+
+def evaluate_checkpoint(arguments: EvaluationArguments) -> dict[str, Any]:
+    """Reads a split and compares with its labels.
+
+    Returns:
+        What `results.json` holds: the rates of [`expression_rate`] in percent, `intervals` (95 %, bootstrap over
+        expressions), and how they were measured.
+
+    Raises:
+        ArgumentError: for data or an output folder that cannot be used.
+        CheckpointError: if there is no such checkpoint.
+    """
+    accelerator = Accelerator(cpu=arguments.cpu or not torch.cuda.is_available())
+    path = checkpoint_path(arguments.model)
+    items = load_split(arguments.data, arguments.split, DataArguments(data=arguments.data))
+    if arguments.max_items is not None:
+        items = items.subset(range(min(arguments.max_items, len(items))))
+    folder = _claim(arguments, path, accelerator)
+    processor = ABMProcessor.from_pretrained(path)
+    model = ABMForConditionalGeneration.from_pretrained(path, dtype=torch.float32).to(accelerator.device).eval()
+    _read(arguments, items, model, processor, folder, accelerator)
+    accelerator.wait_for_everyone()
+    rows = _rows(folder)
+    ordered = [rows[name] for name in items.ids]
+    result = _result(arguments, path, ordered)
+    if accelerator.is_main_process:
+        _write_lines(folder / "predictions.jsonl", ordered)
+        (folder / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    accelerator.wait_for_everyone()
+    return result
+
+
+def _claim(arguments: EvaluationArguments, path: str, accelerator: Accelerator) -> Path:
+    """The output folder, made or taken up again; another evaluation's is refused."""
+    folder = Path(arguments.output_dir)
+    described = {**asdict(arguments), "model": path}
+    for unimportant in ("output_dir", "cpu", "batch_images", "batch_pixels"):
+        described.pop(unimportant)
+    record = folder / "evaluation.json"
+    if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != described:
+        raise ArgumentError(f"{folder} holds another evaluation: choose another output_dir, or delete it")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            record.write_text(json.dumps(described), encoding="utf-8")
+        except OSError as error:
+            raise ArgumentError(f"cannot write to {folder}: {error.strerror}") from error
+    accelerator.wait_for_everyone()
+    return folder
+
+
+def _read(
+    arguments: EvaluationArguments,
+    items: Items,
+    model: ABMForConditionalGeneration,
+    processor: ABMProcessor,
+    folder: Path,
+    accelerator: Accelerator,
+) -> None:
+    """Reads what no process has read yet; this process its share of it."""
+    done = _rows(folder)
+    accelerator.wait_for_everyone()  # nobody writes before all have seen the same
+    missing = items.subset([index for index, name in enumerate(items.ids) if name not in done])
+    batches = list(evaluation_batches(missing, arguments.batch_images, arguments.batch_pixels)) if len(missing) else []
+    collator = ABMCollator((32, 64))
+    with (folder / f"part-{accelerator.process_index:03d}.jsonl").open("a", encoding="utf-8") as file:
+        for batch in tqdm(
+            batches[accelerator.process_index :: accelerator.num_processes],
+            disable=not accelerator.is_local_main_process,
+            unit="batch",
+        ):
+            tensors = collator([{"image": missing.images[index], "labels": [1]} for index in batch])
+            readings = read_formulas(
+                model,
+                processor.tokenizer,
+                tensors["pixel_values"],
+                tensors["pixel_mask"],
+                num_beams=arguments.beams,
+                top_k=arguments.top_k,
+                max_length=arguments.max_length,
+                grammar=arguments.grammar,
+            )
+            for index, candidates in zip(batch, readings, strict=True):
+                row = _row(missing.ids[index], missing.latex[index], candidates)
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+
+
+def _row(name: str, reference: str, candidates: list[Reading]) -> dict[str, Any]:
+    return {
+        "id": name,
+        "reference": reference,
+        "prediction": " ".join(candidates[0].tokens),
+        "score": candidates[0].score,
+        "n_best": [{"tokens": " ".join(reading.tokens), "score": reading.score} for reading in candidates],
+    }
+
+
+def _rows(folder: Path) -> dict[str, dict[str, Any]]:
+    """By id, all that any process has written; a line cut short by a crash does not count."""
+    rows = {}
+    for part in sorted(folder.glob("part-*.jsonl")):
+        for line in part.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            rows[row["id"]] = row
+    return rows
+
+
+def _result(arguments: EvaluationArguments, path: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    predictions, references = [row["prediction"] for row in rows], [row["reference"] for row in rows]
+    rates = expression_rate(predictions=predictions, references=references, convention=arguments.convention)
+    intervals = bootstrap_intervals(score_expressions(predictions=predictions, references=references))
+    return {
+        **rates,
+        "intervals": {name: list(interval) for name, interval in intervals.items()},
+        "model": path,
+        "data": Path(arguments.data).name,
+        "split": arguments.split,
+        "beams": arguments.beams,
+        "grammar": arguments.grammar,
+    }
+
+
+def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

@@ -1,0 +1,30 @@
+"""Measure a checkpoint: `accelerate launch scripts/evaluate.py --data crohme-offline.zip --split test2014 …`."""
+
+import json
+import logging
+import os
+import sys
+
+from transformers import HfArgumentParser
+
+from abm_hf.evaluation import EvaluationArguments, evaluate_checkpoint
+from abm_hf.pretrained import CheckpointError
+from abm_hf.training.arguments import ArgumentError
+
+
+def main() -> int:
+    """Exit code: 0, or 2 for anything the user can put right."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    (arguments,) = HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses()
+    try:
+        result = evaluate_checkpoint(arguments)
+    except (ArgumentError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(result, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
