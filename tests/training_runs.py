@@ -44,7 +44,6 @@ def options(data: Path, output: Path, *more: str) -> list[str]:
     values = {
         "data": data,
         "output_dir": output,
-        "model_overrides": json.dumps(TINY),
         "validation_fraction": 0.2,
         "batch_images": 4,
         "pad_multiple": "16 32",
@@ -64,8 +63,7 @@ def options(data: Path, output: Path, *more: str) -> list[str]:
         "progress": "false",
     }
     line = [part for name, value in values.items() for part in (f"--{name}", *str(value).split(" "))]
-    line[line.index("--model_overrides") + 1 : line.index("--validation_fraction")] = [json.dumps(TINY)]
-    return [*line, "--cpu", *more]
+    return [*line, "--model_overrides", json.dumps(TINY), "--cpu", *more]
 
 
 def arguments(data: Path, output: Path, *more: str) -> Arguments:
