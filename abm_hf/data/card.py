@@ -43,6 +43,9 @@ def _metadata(source: Source, report: Report) -> str:
         f"- {next((name for bound, name in _SIZES if kept < bound), '1M<n<10M')}",
         "configs:",
         "- config_name: default",
+        # `load_dataset` caches a folder by its last name and this metadata, and looks at no file's time or size.
+        # Without the contents here, another data set of the same folder name would be given out in this one's place.
+        f"  description: abm-hf prepare {source.name}, contents {report.contents}",
         "  data_files:",
     ]
     for split in report.splits:

@@ -35,7 +35,7 @@ _ORIGIN_RULES = (
     (re.compile(r"(KME|TrainData)\w*_sub_\d+"), "KAIST"),
     (re.compile(r"\d+-\d+-\d+"), "MathBrush"),
     (re.compile(r"MfrDB\d+"), "MfrDB"),
-    (re.compile(r"\d+_em_\d+"), "extension"),
+    (re.compile(r"\d+_em_\d+|form\d+-equation\d+"), "extension"),
     (re.compile(r"\d+_[A-Za-z]+\d*"), "expressmatch"),
 )
 

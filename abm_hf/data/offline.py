@@ -163,7 +163,8 @@ def read_image(folder: Folder, name: str) -> np.ndarray:
 def _read_bytes(file: Folder) -> bytes:
     try:
         return file.read_bytes()
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        # Of a damaged archive zipfile says all of these; NotImplementedError is a RuntimeError.
         raise OfflineError(f"{file} cannot be read: {error}") from error
 
 

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .report import Report
-    from .shards import ShardStatistics
     from .source import Entry, Source
 
 _SOURCES = {
@@ -257,18 +256,14 @@ def _paths(output: Path, shard: Shard) -> tuple[Path, Path]:
     return output / "data" / f"{shard.name}.parquet", output / _STATE / f"{shard.name}.json"
 
 
-def _finished(output: Path, shard: Shard) -> "ShardStatistics | None":
-    """The statistics of a shard that is there already."""
-    from .shards import ShardStatistics
-
+def _finished(output: Path, shard: Shard) -> "dict[str, Any] | None":
+    """The note on a shard that is there already: its size in bytes, hash and statistics."""
     data, state = _paths(output, shard)
     try:
-        found = json.loads(state.read_text(encoding="utf-8"))
-        if data.stat().st_size == found["bytes"]:
-            return ShardStatistics.from_json(found["statistics"])
+        note: dict[str, Any] = json.loads(state.read_text(encoding="utf-8"))
+        return note if data.stat().st_size == note["bytes"] else None
     except (OSError, ValueError, KeyError):
-        pass
-    return None
+        return None
 
 
 # --- working ---
@@ -342,7 +337,10 @@ def _write(source: "Source", output: Path, shard: Shard, advance: Callable[[], o
     data, state = _paths(output, shard)
     with source.open() as read:
         statistics = write_shard(data, shard.entries, read, advance)
-    replace_text(state, json.dumps({"bytes": data.stat().st_size, "statistics": statistics.to_json()}))
+    with data.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    note = {"bytes": data.stat().st_size, "sha256": digest, "statistics": statistics.to_json()}
+    replace_text(state, json.dumps(note))
     return len(shard.entries)
 
 
@@ -355,15 +353,17 @@ def _finish(source: "Source", output: Path, shards: Sequence[Shard]) -> "Report"
     from .source import PrepareError
 
     splits: dict[str, ShardStatistics] = {}
+    contents = hashlib.sha256()
     for shard in shards:
-        statistics = _finished(output, shard)
-        if statistics is None:
+        note = _finished(output, shard)
+        if note is None:
             raise PrepareError(f"{shard.name} was written and is gone again: is another process working in {output}?")
-        splits.setdefault(shard.split, ShardStatistics()).add(statistics)
+        contents.update(f"{shard.name} {note['sha256']}\n".encode())
+        splits.setdefault(shard.split, ShardStatistics()).add(ShardStatistics.from_json(note["statistics"]))
     tokens = source.labels.vocabulary
     own = hashlib.sha256(" ".join(sorted(tokens or ())).encode()).hexdigest()[:12]
     vocabulary = "any" if tokens is None else "crohme" if tokens == CROHME_TOKENS else own
-    report = Report(source.name, source.labels.convention, vocabulary, splits)
+    report = Report(source.name, source.labels.convention, vocabulary, contents.hexdigest(), splits)
     replace_text(output / "README.md", write_card(source, report))
     report.write(output)
     return report

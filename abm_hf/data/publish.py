@@ -11,8 +11,16 @@ from .prepare import is_prepared
 from .source import PrepareError
 
 
-def push_prepared(folder: str | os.PathLike[str], repo_id: str, *, private: bool = True) -> str:
+def push_prepared(
+    folder: str | os.PathLike[str], repo_id: str, *, private: bool = True, endpoint: str | None = None
+) -> str:
     """Uploads a prepared folder to the Hub, creating the repository where it is not there.
+
+    Args:
+        folder: From `prepare_dataset`.
+        repo_id: `name` or `organisation/name`.
+        private: Whether a new repository is private; one that is there stays as it is.
+        endpoint: Address of the Hub; by default that of the environment variable `HF_ENDPOINT`, or the public one.
 
     Returns:
         `str`: Its address.
@@ -23,7 +31,7 @@ def push_prepared(folder: str | os.PathLike[str], repo_id: str, *, private: bool
     if not is_prepared(folder):
         raise PrepareError(f"{folder} is no finished data set: run `abm-hf prepare` first")
     try:
-        api = HfApi()
+        api = HfApi(endpoint=endpoint)
         address = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
         api.upload_folder(
             repo_id=repo_id,

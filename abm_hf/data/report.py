@@ -24,12 +24,14 @@ class Report:
         source: Name of the source.
         convention: Of the labels.
         vocabulary: `crohme`, `any`, or a fingerprint of the file that was given.
+        contents: SHA-256 of all shards' names and hashes: equal where two data sets are.
         splits: Statistics by split, in the splits' order.
     """
 
     source: str
     convention: str
     vocabulary: str
+    contents: str
     splits: Mapping[str, ShardStatistics]
 
     @property
@@ -60,6 +62,7 @@ class Report:
             "source": self.source,
             "convention": self.convention,
             "vocabulary": self.vocabulary,
+            "contents": self.contents,
             "splits": {name: _summary(statistics) for name, statistics in self.splits.items()},
             "skipped_reasons": dict(_ranked(self.reasons)),
             "tokens": dict(_ranked(self.total.tokens)),

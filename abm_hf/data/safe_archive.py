@@ -5,6 +5,7 @@ archive with such names is not what it says it is, and its reader may be followe
 """
 
 import stat
+import struct
 import zipfile
 from pathlib import Path, PurePosixPath
 
@@ -33,7 +34,7 @@ def open_zip(path: str | Path) -> zipfile.ZipFile:
     path = Path(path)
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
+    except (zipfile.BadZipFile, struct.error, RuntimeError, ValueError, OverflowError, EOFError) as error:
         raise ArchiveError(f"{path} is no zip file that can be read: {error}") from error
     try:
         _check(archive, path)

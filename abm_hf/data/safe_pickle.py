@@ -302,6 +302,8 @@ class _Machine:
 
     def name(self, module: Any, name: Any) -> None:
         """Pushes the name of a class or function, if arrays need it."""
+        if not isinstance(module, str) or not isinstance(name, str):  # anything else may have no hash
+            raise self.error("names something with what is no text")
         if (module, name) not in _ADMITTED:
             raise self.error(f"names {module}.{name}")
         self.stack.append(_Name(module, name))
