@@ -92,7 +92,7 @@ async def visit(client: httpx.AsyncClient, cases: list[Any], end: float, tally: 
 
 async def ask(client: httpx.AsyncClient, endpoint: str, payload: Any) -> tuple[str, str]:
     """One question over the HTTP API: `answer`, `refusal` or `fault`, and what was said."""
-    response = await client.post(f"/gradio_api/call/{endpoint}", json={"data": [payload, False]})
+    response = await client.post(f"/gradio_api/call/{endpoint}", json={"data": [payload, False, False, True]})
     if response.status_code in (400, 413, 503):
         return "refusal", response.text
     if response.status_code != 200:

@@ -7,6 +7,7 @@ through a component's value, which its script sets as text.
 import base64
 import csv
 import io
+import re
 from importlib import resources
 from typing import Any
 
@@ -41,9 +42,7 @@ def component(name: str, value: Any = None, **options: Any) -> gr.HTML:
 
 def formula_view() -> gr.Markdown:
     """Where the formula is rendered, by the KaTeX that Gradio ships."""
-    return gr.Markdown(
-        "", latex_delimiters=_DELIMITERS, elem_id="abm-formula", elem_classes="abm-formula", container=False
-    )
+    return gr.Markdown("", latex_delimiters=_DELIMITERS, elem_id="abm-formula", container=False)
 
 
 def formula_markdown(latex: str | None, well_formed: bool) -> str:
@@ -51,7 +50,9 @@ def formula_markdown(latex: str | None, well_formed: bool) -> str:
     if not latex:
         return ""
     if not well_formed or "$" in latex:
-        return "    " + " ".join(latex.split())  # an indented block of code: nothing in it is markup
+        longest = max((len(run) for run in re.findall("`+", latex)), default=0)
+        fence = "`" * max(3, longest + 1)
+        return f"{fence}text\n{' '.join(latex.split())}\n{fence}"  # a block of code: nothing in it is markup
     # Markdown would take the signs for the beginning of a tag.
     return "$$" + latex.replace("<", r"\lt ").replace(">", r"\gt ") + "$$"
 

@@ -60,7 +60,7 @@ function list(readings) {
   });
   find("abm-readings").replaceChildren(...items);
   const summary = element.querySelector(".abm-more summary");
-  summary.textContent = readings.length > 1 ? "Other readings (" + readings.length + ")" : "Other readings";
+  summary.textContent = readings.length ? "Readings (" + readings.length + ")" : "Readings";
 }
 
 for (const button of element.querySelectorAll("[data-copy]")) {

@@ -14,6 +14,7 @@ let current = null;           // the stroke being written
 let pointer = null;           // id of the pointer that writes; others are ignored (a resting palm)
 let erasing = false;          // the eraser tool
 let before = null;            // state before the eraser's present sweep
+let wiped = null;             // where the eraser was last
 let began = null;             // time of the first point
 let timer = null, view = 1, sent = null;
 
@@ -87,8 +88,16 @@ function far([x, y], stroke) {
   return true;
 }
 
+// The eraser moves in jumps as wide as the hand is fast: what lies between counts too.
 function erase(point) {
-  const left = strokes.filter((stroke) => far(point, stroke));
+  const [fromX, fromY] = wiped || point;
+  const steps = Math.max(1, Math.ceil(Math.hypot(point[0] - fromX, point[1] - fromY) * view / (REACH / 2)));
+  let left = strokes;
+  for (let i = 1; i <= steps; i++) {
+    const place = [fromX + (point[0] - fromX) * i / steps, fromY + (point[1] - fromY) * i / steps];
+    left = left.filter((stroke) => far(place, stroke));
+  }
+  wiped = point;
   if (left.length < strokes.length) { strokes = left; draw(); }
 }
 
@@ -149,7 +158,7 @@ canvas.addEventListener("pointerdown", (event) => {
   clearTimeout(timer);
   pointer = event.pointerId;
   try { canvas.setPointerCapture(pointer); } catch { /* synthetic events have no pointer to capture */ }
-  if (erasing || event.button === 5) { before = strokes; erase(at(event)); }
+  if (erasing || event.button === 5) { before = strokes; wiped = null; erase(at(event)); }
   else { current = [at(event)]; draw(); }
 });
 
