@@ -24,7 +24,10 @@ def register() -> None:
         ("processing_auto", _register_processor),
     ):
         when_imported(f"transformers.models.auto.{name}")(hook)
-    when_imported("transformers.pipelines")(_register_pipeline)
+    # The pipeline's module imports transformers.pipelines itself and may be half-way when that hook is called: so it is
+    # registered when it is whole, whichever of the two is asked for first.
+    when_imported("transformers.pipelines")(_import_pipeline)
+    when_imported(f"{__package__}.pipeline_abm")(_register_pipeline)
 
 
 def _register_config(auto: Any) -> None:
@@ -51,10 +54,14 @@ def _register_processor(auto: Any) -> None:
     auto.AutoProcessor.register(config, processor, exist_ok=True)
 
 
-def _register_pipeline(pipelines: Any) -> None:
-    pipelines.PIPELINE_REGISTRY.register_pipeline(
+def _import_pipeline(_: Any) -> None:
+    import_module(".pipeline_abm", __package__)
+
+
+def _register_pipeline(module: Any) -> None:
+    import_module("transformers.pipelines").PIPELINE_REGISTRY.register_pipeline(
         "image-to-latex",
-        pipeline_class=_ours("pipeline_abm", "ImageToLatexPipeline"),
+        pipeline_class=module.ImageToLatexPipeline,
         pt_model=(_ours("modeling_abm", "ABMForConditionalGeneration"),),
         type="multimodal",
     )

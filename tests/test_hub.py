@@ -76,6 +76,15 @@ def test_auto_classes_know_the_package(tiny_checkpoint: Path, tmp_path: Path) ->
     ]
 
 
+def test_the_pipeline_is_registered_whatever_comes_first(tmp_path: Path) -> None:
+    task = (
+        'from transformers.pipelines import PIPELINE_REGISTRY as R; print("image-to-latex" in R.get_supported_tasks())'
+    )
+    package = str(Path(abm_hf.__file__).parent.parent)
+    for first in ("import abm_hf", "from abm_hf import ImageToLatexPipeline", "import abm_hf.pipeline_abm"):
+        assert _run(f"{first}\n{task}", tmp_path, PYTHONPATH=package).strip() == "True", first
+
+
 def test_importing_is_light(tmp_path: Path) -> None:
     code = """
     import sys

@@ -270,11 +270,12 @@ def _check_length(run: Run, recorded: dict[str, Any]) -> None:
     if not optimization.extend:
         raise RunDirectoryError(
             f"{run.directory.path} holds a run planned for {before} ({progress.end} steps), not for "
-            f"{_length(run.arguments)}: give the same length, or a larger one together with `--extend`"
+            f"{_length(run.arguments)}: give the same length, or another one together with `--extend`"
         )
-    if wanted < progress.end:
-        raise RunDirectoryError(f"the run has {progress.end} steps already: `--extend` needs more than {wanted}")
-    if wanted > progress.end:
+    if wanted <= progress.step:
+        raise RunDirectoryError(f"the run is at step {progress.step} already: `--extend` needs more than {wanted}")
+    # Fewer steps than planned are a plan, too: what is left then gets its own decay.
+    if wanted != progress.end:
         progress.legs = extended(progress.legs, progress.step, wanted, optimization)
 
 
