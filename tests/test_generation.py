@@ -1,13 +1,26 @@
 """Decoding: `generate` in all its forms, scoring by either branch, two-way search."""
 
+import itertools
+import threading
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
 from torch import Tensor
+from transformers import TextIteratorStreamer
 
 from abm_hf.configuration_abm import ABMConfig
-from abm_hf.generation_abm import score_sequences
+from abm_hf.conversion import convert_state_dict, read_state_dict
+from abm_hf.data.latex import is_well_formed
+from abm_hf.generation_abm import score_sequences, two_way_generate, two_way_search
 from abm_hf.modeling_abm import ABMForConditionalGeneration
+from abm_hf.tokenization_abm import ABMTokenizer
 
+FIXTURES = Path(__file__).parent / "fixtures"
 BOS, EOS, PAD = 0, 1, 113
 TINY = {
     "stem_channels": 8,
@@ -98,3 +111,290 @@ def test_scoring_refuses_uneven_sequences_and_missing_branches(model: ABMForCond
         score_sequences(model, encoded, padded(SEQUENCES[:3]))
     with pytest.raises(ValueError, match="no branch"):
         score_sequences(tiny_model(directions=("l2r",)), encoded, padded(SEQUENCES), direction="r2l")
+
+
+# ------------------------------------------------------------------------------------------------------------ generate
+
+
+def written(model: ABMForConditionalGeneration, inputs: dict[str, Any], **options: Any) -> list[list[int]]:
+    """What `generate` writes, without start, end and padding."""
+    rows = model.generate(**inputs, **options).tolist()
+    return [list(itertools.takewhile(lambda index: index not in (BOS, EOS, PAD), row[1:])) for row in rows]
+
+
+def alone(inputs: dict[str, Tensor], index: int, size: tuple[int, int]) -> dict[str, Tensor]:
+    """One picture of a batch, without its padding and without a mask."""
+    height, width = size
+    return {"pixel_values": inputs["pixel_values"][index : index + 1, :, :height, :width]}
+
+
+def sharpened(model: ABMForConditionalGeneration) -> ABMForConditionalGeneration:
+    """Random weights that lead to different ends on different pictures: what a random model writes is all alike."""
+    with torch.no_grad():
+        for branch in model.branches.values():
+            branch.classifier.weight.mul_(8)
+            branch.output_context.weight.mul_(4)
+            branch.classifier.bias[:2] += 1.0
+    return model
+
+
+@pytest.fixture(scope="module")
+def lively() -> ABMForConditionalGeneration:
+    return sharpened(tiny_model(seed=3))
+
+
+@pytest.fixture(scope="module")
+def reference() -> ABMForConditionalGeneration:
+    """The released implementation's small fixture; with the padding masked, as by default."""
+    config, weights = convert_state_dict(read_state_dict(FIXTURES / "abm_reference_small.safetensors"))
+    model = ABMForConditionalGeneration(config).eval()
+    model.load_state_dict(weights)
+    return model
+
+
+SIZES = st.lists(st.tuples(st.integers(16, 70), st.integers(16, 90)), min_size=2, max_size=4)
+MODES = [{}, {"num_beams": 3}, {"decoder_direction": "r2l"}, {"decoder_direction": "r2l", "num_beams": 3}]
+
+
+@pytest.mark.parametrize("options", MODES, ids=str)
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sizes=SIZES, seed=st.integers(0, 100))
+def test_a_padded_batch_gives_what_its_pictures_give_alone(
+    lively: ABMForConditionalGeneration, options: dict[str, Any], sizes: list[tuple[int, int]], seed: int
+) -> None:
+    inputs = pictures(*sizes, seed=seed)
+    together = written(lively, inputs, max_length=14, **options)
+    for index, size in enumerate(sizes):
+        assert together[index] == written(lively, alone(inputs, index, size), max_length=14, **options)[0]
+
+
+@pytest.mark.parametrize("options", MODES, ids=str)
+def test_the_model_of_these_tests_reads_pictures(lively: ABMForConditionalGeneration, options: dict[str, Any]) -> None:
+    found = written(lively, pictures((32, 48), (48, 32), (64, 64), (16, 90), (70, 30)), max_length=14, **options)
+    assert len({tuple(row) for row in found}) > 2, "a model that writes the same of all proves nothing here"
+
+
+@pytest.mark.parametrize("options", MODES, ids=str)
+def test_the_batch_of_the_fixture_gives_what_its_pictures_give_alone(
+    reference: ABMForConditionalGeneration, options: dict[str, Any]
+) -> None:
+    with safe_open(FIXTURES / "abm_reference_small.safetensors", framework="pt") as file:
+        inputs = {
+            "pixel_values": file.get_tensor("inputs.pixel_values").float(),
+            "pixel_mask": file.get_tensor("inputs.pixel_mask"),
+        }
+    together = written(reference, inputs, max_length=40, **options)
+    if "decoder_direction" not in options:  # from right to left this model writes the same of all three
+        assert len({tuple(row) for row in together}) == 3
+    for index, mask in enumerate(inputs["pixel_mask"]):
+        size = int(mask.any(1).sum()), int(mask.any(0).sum())
+        assert together[index] == written(reference, alone(inputs, index, size), max_length=40, **options)[0]
+
+
+@pytest.mark.parametrize("options", MODES, ids=str)
+def test_without_the_cache_the_same_is_written(lively: ABMForConditionalGeneration, options: dict[str, Any]) -> None:
+    inputs = pictures((32, 48), (48, 32), (16, 64))
+    cached, plain = (lively.generate(**inputs, max_length=12, use_cache=on, **options) for on in (True, False))
+    assert torch.equal(cached, plain)
+
+
+def test_encoded_pictures_are_as_good_as_pictures(lively: ABMForConditionalGeneration) -> None:
+    inputs = pictures((32, 48), (48, 32))
+    with torch.no_grad():
+        encoded = lively.encoder(**inputs)
+    for options in MODES:
+        expected = lively.generate(**inputs, max_length=12, **options)
+        assert torch.equal(lively.generate(encoder_outputs=encoded, max_length=12, **options), expected)
+
+
+def test_right_to_left_starts_at_the_end(lively: ABMForConditionalGeneration) -> None:
+    ids = lively.generate(**pictures((32, 48), (48, 32)), max_length=30, decoder_direction="r2l")
+    assert ids[:, 0].eq(EOS).all()
+    for row in ids.tolist():
+        end = row.index(BOS) if BOS in row else len(row)
+        assert all(index == PAD for index in row[end + 1 :])
+
+
+@pytest.mark.parametrize("direction", ["l2r", "r2l"])
+def test_scores_of_hypotheses_are_their_log_probabilities(lively: ABMForConditionalGeneration, direction: str) -> None:
+    inputs = pictures((32, 48), (48, 32))
+    output = lively.generate(
+        **inputs,
+        max_length=12,
+        num_beams=6,
+        num_return_sequences=4,
+        length_penalty=0.0,
+        decoder_direction=direction,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    assert output.sequences.shape[0] == 8 and output.sequences_scores.shape == (8,)
+    assert (output.sequences_scores.view(2, 4).diff(dim=1) <= 0).all(), "the best comes first"
+    assert len(set(map(tuple, output.sequences[:4].tolist()))) == 4
+    stop = EOS if direction == "l2r" else BOS
+    formulas = []
+    for row in output.sequences[:, 1:].tolist():
+        body = list(itertools.takewhile(lambda index: index not in (stop, PAD), row))
+        # Cut off at max_length, it has no end to be scored.
+        formulas.append((body if direction == "l2r" else body[::-1]) + [EOS] * (stop in row))
+    with torch.no_grad():
+        scores = score_sequences(lively, lively.encoder(**inputs), padded(formulas), direction=direction)
+    torch.testing.assert_close(scores.sum(1), output.sequences_scores, atol=1e-3, rtol=1e-4)
+
+
+def test_sampling_is_reproducible_and_varied(lively: ABMForConditionalGeneration) -> None:
+    def sample(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        ids = lively.generate(**pictures((32, 48)), do_sample=True, top_k=0, max_length=10, num_return_sequences=6)
+        assert isinstance(ids, Tensor)
+        return ids
+
+    first = sample(0)
+    assert torch.equal(first, sample(0)) and len({tuple(row) for row in first.tolist()}) > 1
+    assert first.max() < 113 or first[first >= 113].eq(PAD).all(), "an id without an output row was written"
+
+
+def test_streaming_prints_what_is_returned(lively: ABMForConditionalGeneration) -> None:
+    tokenizer = ABMTokenizer()
+    streamer = TextIteratorStreamer(tokenizer, skip_special_tokens=True, timeout=60)
+    inputs = pictures((32, 48))
+    thread = threading.Thread(target=lively.generate, kwargs={**inputs, "max_length": 12, "streamer": streamer})
+    thread.start()
+    streamed = "".join(streamer)
+    thread.join()
+    ids = lively.generate(**inputs, max_length=12)[0]
+    assert streamed == tokenizer.decode(ids, skip_special_tokens=True) and streamed
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_attention_maps_are_returned(lively: ABMForConditionalGeneration, num_beams: int) -> None:
+    output = lively.generate(
+        **pictures((32, 48), (48, 32)),
+        max_length=8,
+        num_beams=num_beams,
+        output_attentions=True,
+        return_dict_in_generate=True,
+    )
+    assert len(output.cross_attentions) >= output.sequences.shape[1] - 1
+    for attention in output.cross_attentions:
+        assert attention.shape == (2 * num_beams, 1, 3, 3)
+        torch.testing.assert_close(attention.sum((2, 3)), torch.ones(2 * num_beams, 1))
+        assert attention[:num_beams, :, 2].eq(0).all(), "the first picture has two rows of features"
+
+
+def test_more_beams_than_tokens(lively: ABMForConditionalGeneration) -> None:
+    output = lively.generate(
+        **pictures((16, 16)),
+        max_length=4,
+        num_beams=120,
+        num_return_sequences=120,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    assert output.sequences.shape[0] == 120 and output.sequences_scores.isfinite().all()
+
+
+def test_no_room_for_any_token_is_an_error_that_says_so(model: ABMForConditionalGeneration) -> None:
+    with pytest.raises(ValueError, match="max_length"):
+        model.generate(**pictures((32, 48)), max_length=1)
+    assert model.generate(**pictures((32, 48)), max_length=2).shape == (1, 2)
+
+
+# ------------------------------------------------------------------------------------------------------------- two-way
+
+
+def every_formula(length: int) -> list[list[int]]:
+    """All formulas up to a length over a few tokens."""
+    return [list(row) for count in range(length + 1) for row in itertools.product(TWO_WAY_IDS, repeat=count)]
+
+
+TWO_WAY_IDS = (5, 6, 7)
+
+
+@pytest.fixture(scope="module")
+def narrow() -> ABMForConditionalGeneration:
+    """A model that writes three tokens only, so that its beams reach every formula."""
+    model = sharpened(tiny_model(seed=5))
+    with torch.no_grad():
+        for stop, direction in ((EOS, "l2r"), (BOS, "r2l")):
+            branch = model.branches[direction]
+            others = torch.ones(113, dtype=torch.bool)
+            others[[stop, *TWO_WAY_IDS]] = False
+            branch.classifier.bias[others] = -1e4
+    return model
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_two_way_search_finds_the_best_by_both_branches(narrow: ABMForConditionalGeneration, weight: float) -> None:
+    inputs = pictures((32, 48), (48, 32), (64, 64))
+    options = {"num_beams": 40, "num_return_sequences": 3, "max_length": 5, "grammar_tokenizer": ABMTokenizer()}
+    output = two_way_search(narrow, **inputs, weight=weight, **options)
+    formulas = [[*row, EOS] for row in every_formula(3)]
+    with torch.no_grad():
+        encoded = narrow.encoder(**inputs)
+        every = padded(formulas * 3)
+        l2r, r2l = (score_sequences(narrow, encoded, every, direction=d).sum(1).view(3, -1) for d in ("l2r", "r2l"))
+    lengths = torch.tensor([len(row) for row in formulas])
+    expected = ((1 - weight) * l2r + weight * r2l) / lengths
+    scores, best = expected.topk(3, dim=1)
+    torch.testing.assert_close(output.scores.view(3, 3), scores, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(output.l2r_scores.view(3, 3), l2r.gather(1, best), atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(output.r2l_scores.view(3, 3), r2l.gather(1, best), atol=1e-3, rtol=1e-4)
+    found = [[index for index in row[1:] if index != PAD] for row in output.sequences.tolist()]
+    assert found == [formulas[index] for index in best.flatten().tolist()]
+
+
+def test_two_way_search_returns_no_formula_twice_and_marks_what_is_missing(
+    narrow: ABMForConditionalGeneration,
+) -> None:
+    output = two_way_search(
+        narrow, **pictures((32, 48), (48, 32)), num_beams=40, num_return_sequences=60, max_length=4
+    )
+    exists = output.scores.view(2, 60) > float("-inf")
+    for rows, row_exists in zip(output.sequences.view(2, 60, -1).tolist(), exists, strict=True):
+        kept = [tuple(row) for row, there in zip(rows, row_exists, strict=True) if there]
+        assert len(set(kept)) == len(kept) >= len(every_formula(2))
+    nothing = output.sequences[output.scores == float("-inf")]
+    assert len(nothing) and nothing[:, :2].eq(torch.tensor([BOS, EOS])).all() and nothing[:, 2:].eq(PAD).all()
+
+
+def test_two_way_search_of_a_batch_equals_that_of_its_pictures(lively: ABMForConditionalGeneration) -> None:
+    sizes = [(32, 48), (48, 32), (20, 70)]
+    inputs = pictures(*sizes)
+    tokenizer = ABMTokenizer()
+    options: dict[str, Any] = {"num_beams": 4, "num_return_sequences": 2, "max_length": 12}
+    for grammar in (None, tokenizer):
+        together = two_way_search(lively, **inputs, grammar_tokenizer=grammar, **options)
+        for index, size in enumerate(sizes):
+            single = two_way_search(lively, **alone(inputs, index, size), grammar_tokenizer=grammar, **options)
+            rows = slice(2 * index, 2 * index + 2)
+            torch.testing.assert_close(together.scores[rows], single.scores, atol=1e-4, rtol=1e-4)
+            found = together.sequences[rows, : single.sequences.shape[1]]
+            assert torch.equal(found, single.sequences) and together.sequences[rows, found.shape[1] :].eq(PAD).all()
+        if grammar is not None:
+            for row in together.sequences.tolist():
+                assert is_well_formed(tokenizer.convert_ids_to_tokens(row[1 : row.index(EOS)]))
+
+
+def test_two_way_search_through_generate(lively: ABMForConditionalGeneration) -> None:
+    inputs, tokenizer = pictures((32, 48), (48, 32)), ABMTokenizer()
+    expected = two_way_search(
+        lively, **inputs, grammar_tokenizer=tokenizer, num_beams=3, num_return_sequences=2, weight=0.4, max_length=10
+    )
+    options = {"custom_generate": two_way_generate, "num_beams": 3, "num_return_sequences": 2, "max_length": 10}
+    options |= {"two_way_weight": 0.4, "grammar_tokenizer": tokenizer}
+    assert torch.equal(lively.generate(**inputs, **options), expected.sequences)
+    output = lively.generate(**inputs, **options, return_dict_in_generate=True)
+    torch.testing.assert_close(output.scores, expected.scores)
+    with pytest.raises(ValueError, match="does not sample"):
+        lively.generate(**inputs, **options, do_sample=True)
+
+
+def test_two_way_search_refuses_what_it_cannot_do(model: ABMForConditionalGeneration) -> None:
+    inputs = pictures((32, 48))
+    with pytest.raises(ValueError, match="weight"):
+        two_way_search(model, **inputs, weight=2.0)
+    with pytest.raises(ValueError, match="num_return_sequences"):
+        two_way_search(model, **inputs, num_beams=2, num_return_sequences=5)
+    with pytest.raises(ValueError, match="both branches"):
+        two_way_search(tiny_model(directions=("l2r",)), **inputs)
