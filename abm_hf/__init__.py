@@ -19,7 +19,7 @@ _EXPORTS = {
     "generation_abm": ("LatexGrammarLogitsProcessor",),
     "pipeline_abm": ("ImageToLatexPipeline",),
     "recognition": ("Explanation", "Recognition", "Recognizer", "recognize"),
-    "hub": ("save_pretrained",),
+    "hub": ("push_to_hub", "save_pretrained"),
     "data.latex": ("LatexError", "is_well_formed", "normalize_latex", "parse_latex"),
     "metrics": ("expression_rate",),
     "data.ink": ("Ink", "InkError"),

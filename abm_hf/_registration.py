@@ -24,7 +24,7 @@ def register() -> None:
         ("processing_auto", _register_processor),
     ):
         when_imported(f"transformers.models.auto.{name}")(hook)
-    # The pipeline's module imports transformers.pipelines itself and may be half-way when that hook is called: so it is
+    # The pipeline's module imports transformers.pipelines itself and may be half-way when that hook is called: it is
     # registered when it is whole, whichever of the two is asked for first.
     when_imported("transformers.pipelines")(_import_pipeline)
     when_imported(f"{__package__}.pipeline_abm")(_register_pipeline)

@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_explain(commands)
     _add_prepare(commands)
     _add_demo(commands)
+    _add_push(commands)
     _add_info(commands)
     return parser
 
@@ -102,6 +103,16 @@ def _add_demo(commands: Any) -> None:
     parser.add_argument("--device", help="such as cpu or cuda; default: a GPU if there is one")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     parser.set_defaults(run=_demo)
+
+
+def _add_push(commands: Any) -> None:
+    parser = commands.add_parser("push", help="publish a checkpoint with its code and model card on the Hub")
+    parser.add_argument("repository", metavar="REPO", help="such as user/abm-small; made where it does not exist")
+    parser.add_argument("--model", help="directory or Hub id; default: the packaged checkpoint")
+    parser.add_argument("--public", action="store_true", help="make the repository public; it is private without")
+    parser.add_argument("--dry-run", action="store_true", help="only write the directory to --output, no network")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where --dry-run writes")
+    parser.set_defaults(run=_push)
 
 
 def _add_info(commands: Any) -> None:
@@ -297,6 +308,25 @@ def _demo(options: argparse.Namespace) -> int:
         launch(options.host, options.port, model=options.model, device=options.device, inbrowser=options.open)
     except DemoError as error:
         return _fail(str(error))
+    return 0
+
+
+def _push(options: argparse.Namespace) -> int:
+    if options.dry_run and options.output is None:
+        return _fail("--dry-run needs --output DIR")
+    from transformers.utils import logging
+
+    from .hub import export_checkpoint, push_to_hub
+
+    logging.disable_progress_bar()
+    try:
+        if options.dry_run:
+            title = options.repository.rsplit("/", 1)[-1]
+            print(export_checkpoint(options.model, options.output, options.repository, title))
+        else:
+            print(push_to_hub(options.repository, options.model, private=not options.public))
+    except (OSError, ValueError) as error:  # the Hub's errors are OSErrors
+        return _fail(f"cannot publish {options.repository}: {_one_line(error)}")
     return 0
 
 
