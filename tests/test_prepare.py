@@ -31,6 +31,7 @@ from abm_hf.data.ink import Ink
 from abm_hf.data.inkml import read_inkml, write_inkml
 from abm_hf.data.latex import normalize_latex
 from abm_hf.data.offline import OfflineError, read_captions, read_offline
+from abm_hf.data.pictures import read_field_form
 from abm_hf.data.prepare import add_arguments, prepare_dataset, run
 from abm_hf.data.publish import push_prepared
 from abm_hf.data.render import render_ink
@@ -530,6 +531,21 @@ def test_hme100k_photographs_take_the_fields_form(tmp_path: Path, inks: list[Ink
         ("train_1", "image"),
         ("missing", "image"),
     ]
+
+
+def test_pictures_become_what_the_image_processor_gives(tmp_path: Path, inks: list[Ink]) -> None:
+    from abm_hf.image_processing_abm import ABMImageProcessor
+
+    drawn = render_ink(inks[1])
+    scan = cv2.GaussianBlur(cv2.resize(255 - drawn, None, fx=3, fy=3), (0, 0), 1.5) // 2 + 100
+    processor = ABMImageProcessor()
+    for name, picture in (("scan", scan), ("drawn", drawn), ("dark_on_light", 255 - drawn)):
+        path = tmp_path / f"{name}.png"
+        cv2.imwrite(str(path), picture)
+        expected = np.asarray(processor(str(path))["pixel_values"][0][0])
+        image = read_field_form(path)
+        assert np.array_equal(image / np.float32(255), expected[: image.shape[0], : image.shape[1]]), name
+        assert np.array_equal(image, drawn) or name == "scan"
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])

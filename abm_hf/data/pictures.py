@@ -6,7 +6,7 @@ import numpy as np
 
 from ..field_form_abm import is_field_form, redraw
 from ..image_reading_abm import ImageInputError, read_picture
-from ..ink_extraction_abm import find_ink
+from ..ink_extraction_abm import find_ink, to_grey
 from .source import PrepareError, SkipEntry
 
 # The image processor's defaults: what a model is trained on must be what it is given later.
@@ -25,12 +25,22 @@ def read_field_form(path: Path) -> np.ndarray:
         SkipEntry: It is not there, cannot be decoded, or shows no ink.
     """
     try:
-        picture = read_picture(path, _MAX_MEGAPIXELS)
-        if picture.ndim == 2 and is_field_form(picture, _MARGIN, _MAX_PIXELS):
-            return picture
-        return redraw(find_ink(picture), _COMPONENT_HEIGHT, _MARGIN, _MAX_PIXELS)
+        return to_field_form(read_picture(path, _MAX_MEGAPIXELS))
     except ImageInputError as error:
         raise SkipEntry("image", error.reason) from error
+
+
+def to_field_form(picture: np.ndarray) -> np.ndarray:
+    """A picture, uint8 (H, W) or (H, W, 3), in the field's form; one in it already stays as it is.
+
+    Raises:
+        ImageInputError: It shows no ink.
+    """
+    grey = to_grey(picture)
+    for image in (grey, 255 - grey):
+        if is_field_form(image, _MARGIN, _MAX_PIXELS):
+            return image
+    return redraw(find_ink(picture), _COMPONENT_HEIGHT, _MARGIN, _MAX_PIXELS)
 
 
 def inside(folder: Path, name: str) -> Path:
