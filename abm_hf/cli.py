@@ -63,6 +63,7 @@ def _add_recognize(commands: Any) -> None:
     parser.add_argument(
         "--max-length", type=_positive, default=200, metavar="N", help="most tokens of an answer (200)"
     )
+    parser.add_argument("--two-way", action="store_true", help="let both branches propose and judge: slower")
     parser.add_argument("--no-grammar", action="store_true", help="allow LaTeX that is not well formed")
     parser.add_argument(
         "--min-score", type=float, default=0.0, metavar="P", help="less probable answers are left empty"
@@ -190,6 +191,7 @@ def _results(
                 batch_size=options.batch_size,
                 max_length=options.max_length,
                 grammar=not options.no_grammar,
+                two_way=options.two_way,
                 errors="return",
             )
             for name, result in zip(names, results, strict=True):

@@ -38,6 +38,7 @@ class EvaluationArguments:
     top_k: int = field(default=1, metadata={"help": "Readings kept for each picture."})
     max_length: int = field(default=200, metadata={"help": "Most tokens of an answer."})
     grammar: bool = field(default=True, metadata={"help": "Whether only well-formed LaTeX can be written."})
+    two_way: bool = field(default=False, metadata={"help": "Whether both branches propose and judge."})
     batch_images: int = field(default=16, metadata={"help": "Most pictures in a batch."})
     batch_pixels: int = field(default=2_000_000, metadata={"help": "Most padded pixels in a batch."})
     convention: str = field(default="abm", metadata={"help": "Name of the labels' convention, for the record."})
@@ -126,6 +127,7 @@ def _read(
                 top_k=arguments.top_k,
                 max_length=arguments.max_length,
                 grammar=arguments.grammar,
+                two_way=arguments.two_way,
             )
             for index, candidates in zip(batch, readings, strict=True):
                 row = _row(missing.ids[index], missing.latex[index], candidates)
@@ -168,6 +170,7 @@ def _result(arguments: EvaluationArguments, path: str, rows: list[dict[str, Any]
         "split": arguments.split,
         "beams": arguments.beams,
         "grammar": arguments.grammar,
+        "two_way": arguments.two_way,
     }
 
 

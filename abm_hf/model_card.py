@@ -141,7 +141,7 @@ def _evaluations(result: dict[str, Any]) -> list[EvalResult]:
 
 def _decoding(result: dict[str, Any]) -> str:
     search = "greedy" if result["beams"] == 1 else f"beam {result['beams']}"
-    return f"L2R, {search}" + ("" if result["grammar"] else ", no grammar")
+    return f"{'two-way' if result.get('two_way') else 'L2R'}, {search}" + ("" if result["grammar"] else ", no grammar")
 
 
 def _table(results: Sequence[dict[str, Any]]) -> str:

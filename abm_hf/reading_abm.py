@@ -1,5 +1,6 @@
 """From pixel values to LaTeX with probabilities: what the pipeline and `recognize` share."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .generation_abm import LatexGrammarLogitsProcessor, score_sequences
-from .modeling_abm import ABMForConditionalGeneration
+from .generation_abm import LatexGrammarLogitsProcessor, score_sequences, two_way_search
+from .modeling_abm import ABMEncoderOutput, ABMForConditionalGeneration
 from .tokenization_abm import ABMTokenizer
 
 
@@ -18,7 +19,7 @@ class Reading:
 
     Args:
         latex: compact LaTeX.
-        score: its probability under the model, 0 to 1.
+        score: its probability under the model, 0 to 1; with two-way search the geometric mean of both branches'.
         tokens: the LaTeX tokens.
         token_scores: the probability of each token, given the picture and the tokens before it.
         finished: whether it ended by itself; `False` where it was cut at the greatest length.
@@ -42,6 +43,7 @@ def read_formulas(
     top_k: int = 1,
     max_length: int = 200,
     grammar: bool = True,
+    two_way: bool = False,
     **generate_kwargs: Any,
 ) -> list[list[Reading]]:
     """Reads a batch of pictures.
@@ -53,47 +55,77 @@ def read_formulas(
         top_k (`int`): hypotheses returned for each picture; raises `num_beams` where it is smaller.
         max_length (`int`): most tokens of an answer, start and end included.
         grammar (`bool`): whether only well-formed LaTeX can be written.
-        generate_kwargs: further options of `generate`.
+        two_way (`bool`): whether both branches propose and judge; about three times the work of one.
+        generate_kwargs: further options of `generate`; not with `two_way`.
 
     Returns:
         For each picture its readings, the most probable first. Fewer than `top_k` where the search found no more.
+
+    Raises:
+        ValueError: for options that contradict each other, or `two_way` with a model of one branch.
     """
+    if two_way and generate_kwargs:
+        raise ValueError(f"two-way search takes no options of generate, such as {sorted(generate_kwargs)}")
+    beams = max(num_beams, top_k)
     pixel_values = pixel_values.to(model.device, model.dtype)
     pixel_mask = pixel_mask.to(model.device) if pixel_mask is not None else None
     encoder_outputs = model.encoder(pixel_values, pixel_mask)
+    if two_way:
+        found = two_way_search(
+            model,
+            encoder_outputs=encoder_outputs,
+            grammar_tokenizer=tokenizer if grammar else None,
+            num_beams=beams,
+            num_return_sequences=top_k,
+            max_length=max_length,
+        )
+        sequences, joint = found.sequences[:, 1:], (0.5 * (found.l2r_scores + found.r2l_scores)).exp().tolist()
+    else:
+        sequences = _search(model, tokenizer, encoder_outputs, beams, top_k, max_length, grammar, **generate_kwargs)
+        joint = [None] * len(sequences)
+    token_scores = score_sequences(model, encoder_outputs, sequences).exp().tolist()
+    readings = [
+        _reading(ids, scores, score, tokenizer)
+        for ids, scores, score in zip(sequences.tolist(), token_scores, joint, strict=True)
+    ]
+    by_image = [readings[start : start + top_k] for start in range(0, len(readings), top_k)]
+    return [_distinct(candidates) for candidates in by_image]
+
+
+def _search(
+    model: ABMForConditionalGeneration,
+    tokenizer: ABMTokenizer,
+    encoder_outputs: ABMEncoderOutput,
+    num_beams: int,
+    top_k: int,
+    max_length: int,
+    grammar: bool,
+    **generate_kwargs: Any,
+) -> Tensor:
+    """Hypotheses of the left-to-right branch, without their start token."""
     processors = generate_kwargs.pop("logits_processor", [])
     if grammar:
-        automaton = LatexGrammarLogitsProcessor.from_tokenizer(tokenizer, direction="l2r", max_length=max_length)
+        automaton = LatexGrammarLogitsProcessor.from_tokenizer(tokenizer, max_length=max_length)
         processors = [*processors, automaton]
     sequences = model.generate(
         encoder_outputs=encoder_outputs,
-        num_beams=max(num_beams, top_k),
+        num_beams=num_beams,
         num_return_sequences=top_k,
         max_length=max_length,
         logits_processor=processors,
         **generate_kwargs,
-    )[:, 1:]
-    log_probabilities = score_sequences(model, encoder_outputs, sequences)
-    readings = [
-        _reading(ids, scores, tokenizer)
-        for ids, scores in zip(sequences.tolist(), log_probabilities.exp().tolist(), strict=True)
-    ]
-    images = len(pixel_values)
-    by_image = [readings[image * top_k : (image + 1) * top_k] for image in range(images)]
-    return [_distinct(candidates) for candidates in by_image]
+    )
+    return sequences[:, 1:]
 
 
-def _reading(ids: Sequence[int], scores: Sequence[float], tokenizer: ABMTokenizer) -> Reading:
-    """A row of `generate` without its start token, and the probability of each of its ids."""
+def _reading(ids: Sequence[int], scores: Sequence[float], score: float | None, tokenizer: ABMTokenizer) -> Reading:
+    """A hypothesis without its start token, the probability of each of its ids, and of the whole if it is another."""
     finished = tokenizer.eos_token_id in ids
     length = ids.index(tokenizer.eos_token_id) if finished else len(ids)
     tokens = tuple(tokenizer.convert_ids_to_tokens(ids[:length]))
-    probability = 1.0
-    for score in scores[: length + finished]:
-        probability *= score
     return Reading(
         latex=tokenizer.decode(ids[:length], skip_special_tokens=True),
-        score=probability,
+        score=math.prod(scores[: length + finished]) if score is None else score,
         tokens=tokens,
         token_scores=tuple(scores[:length]),
         finished=finished,

@@ -106,6 +106,7 @@ class Recognizer:
         batch_size: int = 16,
         max_length: int = 200,
         grammar: bool = True,
+        two_way: bool = False,
         errors: Literal["raise", "return"] = "raise",
     ) -> list[Recognition]:
         """Reads pictures or ink.
@@ -117,6 +118,7 @@ class Recognizer:
             batch_size: pictures decoded together; they are sorted by size for this.
             max_length: most tokens of an answer.
             grammar: whether only well-formed LaTeX can be written.
+            two_way: whether both branches propose and judge: more accurate, about three times the work.
             errors: `"raise"` at the first picture that cannot be read, or `"return"` a [`Recognition`] with `error`.
 
         Returns:
@@ -151,6 +153,7 @@ class Recognizer:
                 top_k=top_k,
                 max_length=max_length,
                 grammar=grammar,
+                two_way=two_way,
             )
             share = (time.perf_counter() - began) / len(batch)
             for index, candidates in zip(batch, readings, strict=True):

@@ -11,6 +11,7 @@ from transformers import pipeline
 import abm_hf
 from abm_hf import Ink, Recognizer, write_inkml
 from abm_hf.image_processing_abm import ImageInputError
+from abm_hf.reading_abm import read_formulas
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,17 @@ def test_pipeline(tiny_checkpoint: Path, recognizer: Recognizer) -> None:
     assert [answer[0]["latex"] for answer in streamed] == expected
     with pytest.raises(TypeError, match="beams"):
         reader(images[0], beams=3)
+
+
+def test_two_way_search(recognizer: Recognizer) -> None:
+    images = [_drawing(seed=seed) for seed in range(2)]
+    results = recognizer(images, num_beams=3, top_k=3, max_length=10, two_way=True)
+    for result in results:
+        scores = [reading.score for reading in result.alternatives]
+        assert scores == sorted(scores, reverse=True) and 0 < scores[0] <= 1
+    with pytest.raises(ValueError, match="two-way"):
+        inputs = recognizer.processor(images=images[0])
+        read_formulas(recognizer.model, recognizer.processor.tokenizer, **inputs, two_way=True, do_sample=True)
 
 
 def test_only_well_formed_latex(recognizer: Recognizer) -> None:
