@@ -7,6 +7,7 @@ classes first, so that the code goes along and `from_pretrained(..., trust_remot
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
 
@@ -21,7 +22,7 @@ from .tokenization_abm import ABMTokenizer
 # What a checkpoint directory may hold besides model, processor and code: the evidence that its card states.
 _EVIDENCE = ("training.json", "metrics.jsonl", "training_curve.png", "results")
 
-_AUTO_CLASSES = {
+_AUTO_CLASSES: dict[Any, str] = {
     ABMConfig: "AutoConfig",
     ABMForConditionalGeneration: "AutoModelForImageTextToText",
     ABMImageProcessor: "AutoImageProcessor",

@@ -51,7 +51,14 @@ class ImageToLatexPipeline(Pipeline):
     def _forward(
         self, inputs: dict[str, Tensor], generate_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> Any:
-        readings = read_formulas(self.model, self.processor.tokenizer, **inputs, **options, **(generate_kwargs or {}))
+        readings = read_formulas(
+            self.model,
+            self.processor.tokenizer,
+            inputs["pixel_values"],
+            inputs["pixel_mask"],
+            **options,
+            **(generate_kwargs or {}),
+        )
         return {"readings": readings}
 
     def postprocess(self, outputs: dict[str, Any], min_score: float = 0.0) -> list[dict[str, Any]]:

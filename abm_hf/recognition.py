@@ -148,7 +148,8 @@ class Recognizer:
             readings = read_formulas(
                 self.model,
                 self.processor.tokenizer,
-                **inputs,
+                inputs["pixel_values"],
+                inputs["pixel_mask"],
                 num_beams=num_beams,
                 top_k=top_k,
                 max_length=max_length,

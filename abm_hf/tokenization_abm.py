@@ -60,7 +60,7 @@ class ABMTokenizer(TokenizersBackend):
     """
 
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012 (transformers reads it as a plain list)
-    model = WordLevel  # type: ignore[assignment]  # the parent declares it as None
+    model = WordLevel
 
     def __init__(
         self,
