@@ -114,14 +114,14 @@ def draw_coverage(explanation: ExplanationLike, theme: Theme = "light") -> Image
     return Image.fromarray(overlay(image, heat, theme))
 
 
-def draw_token(explanation: ExplanationLike, index: int, theme: Theme = "light", scale: int = 1) -> Image.Image:
+def draw_token(explanation: ExplanationLike, index: int, theme: Theme = "light", scale: float = 1) -> Image.Image:
     """The image with the attention of token `index` over it and the token below.
 
     Args:
         explanation: tokens, attention and image.
         index (`int`): which token, from 0; negative ones count from the end.
         theme (`str`, *optional*): `"light"` or `"dark"`.
-        scale (`int`, *optional*): enlarges the picture.
+        scale (`float`, *optional*): enlarges the picture.
 
     Raises:
         IndexError: there is no such token.
@@ -131,10 +131,8 @@ def draw_token(explanation: ExplanationLike, index: int, theme: Theme = "light",
         np.asarray(explanation.attention)[index], (image.shape[0], image.shape[1]), explanation.stride
     )
     picture = Image.fromarray(overlay(image, heat, theme))
-    if scale != 1:
-        picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.LANCZOS)
     caption = f"{explanation.tokens[index]}   {explanation.token_scores[index]:.0%}"
-    return _captioned(picture, caption, theme)
+    return _captioned(_scaled(picture, scale), caption, theme)
 
 
 def attention_strip(explanation: ExplanationLike, theme: Theme = "light", columns: int = 4) -> Image.Image:
@@ -143,7 +141,7 @@ def attention_strip(explanation: ExplanationLike, theme: Theme = "light", column
     Raises:
         ValueError: there is no token, or less than one column.
     """
-    frames = list(_frames(explanation, theme, scale=1))
+    frames = list(_frames(explanation, theme))
     if columns < 1:
         raise ValueError(f"at least one column is needed, not {columns}")
     return _tiled(frames, columns, theme)
@@ -155,7 +153,7 @@ def attention_gif(
     *,
     theme: Theme = "light",
     milliseconds: int = 500,
-    max_width: int = 900,
+    max_pixels: int = 250_000,
 ) -> bytes:
     """The attention as an animation, a frame for each token and the coverage at the end.
 
@@ -164,7 +162,8 @@ def attention_gif(
         path (`str` or `Path`, *optional*): where to write it, too.
         theme (`str`, *optional*): `"light"` or `"dark"`.
         milliseconds (`int`, *optional*): time of each frame.
-        max_width (`int`, *optional*): small pictures are doubled in size, unless they would get wider (px).
+        max_pixels (`int`, *optional*): area of the pictures (px); they are doubled in size as far as that allows, and
+            larger ones are scaled down to it.
 
     Returns:
         `bytes` of the GIF.
@@ -173,14 +172,16 @@ def attention_gif(
         ValueError: there is no token.
         OSError: `path` cannot be written.
     """
-    image = np.asarray(explanation.image)
-    scale = 2 if image.shape[1] * 2 <= max_width else 1
-    frames = list(_frames(explanation, theme, scale))
-    last = draw_coverage(explanation, theme).resize((frames[0].width, frames[0].height - _CAPTION))
-    frames.append(_captioned(last, "all tokens", theme))
+    _check_tokens(explanation)
+    count = len(explanation.tokens)
+    scale = min(2.0, (max_pixels / np.asarray(explanation.image).size) ** 0.5)
+    samples = [_frame(explanation, index, theme, scale) for index in range(0, count, max(1, count // 6))]
     # One palette for all frames: a palette for each makes the paper flicker.
-    palette = _tiled(frames[:: max(1, len(frames) // 6)], 1, theme).quantize(128)
-    indexed = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    palette = _tiled(samples, 1, theme).quantize(128)
+    indexed = [
+        _frame(explanation, index, theme, scale).quantize(palette=palette, dither=Image.Dither.NONE)
+        for index in range(count + 1)
+    ]
     with io.BytesIO() as stream:
         indexed[0].save(
             stream,
@@ -201,15 +202,30 @@ def side_by_side(l2r: ExplanationLike, r2l: ExplanationLike, theme: Theme = "lig
     blocks = []
     for title, explanation in (("left to right", l2r), ("right to left", r2l)):
         first = _captioned(draw_coverage(explanation, theme), f"{title}: all tokens", theme)
-        blocks.append(_tiled([first, *_frames(explanation, theme, scale=1)], columns, theme))
+        blocks.append(_tiled([first, *_frames(explanation, theme)], columns, theme))
     return _tiled(blocks, 1, theme)
 
 
-def _frames(explanation: ExplanationLike, theme: Theme, scale: int) -> Iterator[Image.Image]:
+def _frame(explanation: ExplanationLike, index: int, theme: Theme, scale: float) -> Image.Image:
+    """The picture of token `index`, or of all tokens together after the last."""
+    if index < len(explanation.tokens):
+        return draw_token(explanation, index, theme, scale)
+    return _captioned(_scaled(draw_coverage(explanation, theme), scale), "all tokens", theme)
+
+
+def _frames(explanation: ExplanationLike, theme: Theme) -> Iterator[Image.Image]:
+    _check_tokens(explanation)
+    return (draw_token(explanation, index, theme) for index in range(len(explanation.tokens)))
+
+
+def _check_tokens(explanation: ExplanationLike) -> None:
     if not len(explanation.tokens):
         raise ValueError("nothing was read, so there is no attention to draw")
-    for index in range(len(explanation.tokens)):
-        yield draw_token(explanation, index, theme, scale)
+
+
+def _scaled(picture: Image.Image, scale: float) -> Image.Image:
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture if size == picture.size else picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def _tiled(pictures: Sequence[Image.Image], columns: int, theme: Theme) -> Image.Image:

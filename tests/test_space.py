@@ -290,7 +290,15 @@ def test_whoever_waits_too_long_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("latex", "good"), [(r"\frac{a}{b}<c", True), (r"\frac{a}{", False), ("x_", False), ("", False), (None, False)]
+    ("latex", "good"),
+    [
+        (r"\frac{a}{b}<c", True),
+        (r"\frac{a}{", False),
+        (r"\frac{a}{<b", False),
+        ("x_", False),
+        ("", False),
+        (None, False),
+    ],
 )
 def test_mathml_or_nothing(latex: str | None, good: bool) -> None:
     markup = service.to_mathml(latex)

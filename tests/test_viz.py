@@ -126,6 +126,12 @@ def test_gif_has_a_frame_for_each_token_and_one_for_all(explanation: Explanation
     assert not np.array_equal(frames[0], frames[1])
 
 
+def test_gif_of_a_large_picture_stays_within_its_area(explanation: Explanation) -> None:
+    with Image.open(io.BytesIO(viz.attention_gif(explanation, max_pixels=1000))) as animation:
+        height = animation.height - viz.draw_token(explanation, 0).height + 40  # without the caption
+        assert animation.width * height == 1000
+
+
 def test_nothing_read_is_said_and_not_drawn(explanation: Explanation) -> None:
     nothing = replace(explanation, tokens=(), token_scores=(), attention=explanation.attention[:0])
     for draw in (viz.attention_gif, viz.attention_strip):

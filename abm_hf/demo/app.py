@@ -27,7 +27,7 @@ from .components import (
 )
 from .guard import Guard
 from .inputs import RefusedError, decode_base64, ink_from_inkml, ink_from_json, read_file
-from .service import BEAMS, RecognizerLike, Service, Settings
+from .service import BEAMS, RecognizerLike, Service, Settings, from_png
 
 #: Requests that wait at most; further ones are refused at once.
 QUEUE_SIZE = 64
@@ -80,9 +80,8 @@ def build_demo(recognizer: RecognizerLike) -> gr.Blocks:
         drop.picked(page.read_drop, [drop, *settings], [drop, pad, tabs, *shown], **_PRIVATE).success(**explain)
         examples.pick(page.read_example, settings, [pad, tabs, *shown], **_PRIVATE).success(**explain)
         for setting in settings:
-            setting.input(page.read_again, [viewer, *settings], shown, trigger_mode="always_last", **_PRIVATE).success(
-                **explain
-            )
+            again = setting.input(page.read_again, [viewer, *settings], shown, trigger_mode="always_last", **_PRIVATE)
+            again.success(**explain)
         viewer.gif(page.make_gif, [viewer, *settings], [saver, viewer], **_PRIVATE)
         _add_api(service)
     demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=2)
@@ -128,10 +127,10 @@ class _Page:
             source = read_file(decode_base64(data))
         except RefusedError as error:
             return (None, gr.skip(), gr.skip(), *_refused(error))
-        pad, tab = (
-            (gr.skip(), gr.skip()) if isinstance(source, bytes) else (_strokes(source), gr.Tabs(selected="draw"))
-        )
-        return (None, pad, tab, *self._shown(lambda: source, settings))
+        shown = self._shown(lambda: source, settings)
+        if isinstance(source, bytes):
+            return (None, gr.skip(), gr.skip(), *shown)
+        return (None, _strokes(source), gr.Tabs(selected="draw"), *shown)
 
     def read_example(self, event: gr.EventData, *settings: Any) -> tuple[Any, ...]:
         """An example was pressed: ink goes to the pad."""
@@ -139,16 +138,17 @@ class _Page:
             source = read_file(example_bytes(event._data.get("name")))
         except (KeyError, AttributeError, TypeError):
             return (gr.skip(), gr.skip(), *_refused(RefusedError("There is no such example.")))
+        shown = self._shown(lambda: source, settings)
         if isinstance(source, bytes):
-            return ("", gr.skip(), *self._shown(lambda: source, settings))
-        return (_strokes(source), gr.Tabs(selected="draw"), *self._shown(lambda: source, settings))
+            return ("", gr.skip(), *shown)
+        return (_strokes(source), gr.Tabs(selected="draw"), *shown)
 
     def read_again(self, seen: Any, *settings: Any) -> tuple[Any, ...]:
         """A setting was changed: the same picture is read again."""
         image = seen.get("image") if isinstance(seen, dict) else None
         if not image:
             return (gr.skip(), gr.skip(), gr.skip())
-        return self._shown(lambda: decode_base64(image), settings)
+        return self._shown(lambda: from_png(image), settings)
 
     def explain(self, seen: Any, *settings: Any) -> Any:
         """After each answer: the attention over what the model saw."""

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.ink import Ink, InkError
+from ..data.latex import LatexError, is_well_formed, lex_latex
 from ..image_reading_abm import ImageInputError
 from ..viz import attention_gif
 from .inputs import MAX_MEGAPIXELS, RefusedError, check_picture, decode_base64
@@ -187,6 +188,11 @@ class Service:
 def to_mathml(latex: str | None) -> str | None:
     """MathML of `latex`, or `None` where it is not well formed."""
     if not latex:
+        return None
+    try:
+        if not is_well_formed(lex_latex(latex)):  # latex2mathml closes braces that nobody closed
+            return None
+    except LatexError:
         return None
     from latex2mathml.converter import convert
 

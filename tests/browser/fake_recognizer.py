@@ -54,7 +54,7 @@ class Explanation:
 
 @dataclass
 class FakeRecognizer:
-    """Reads everything as [`LATEX`]; wide ink as [`WIDE`]; a single stroke with little confidence."""
+    """Reads everything as [`LATEX`]; a line across the pad as [`WIDE`]; a single stroke with little confidence."""
 
     calls: list[dict[str, Any]] = field(default_factory=list)
     directions: tuple[str, ...] = ("l2r", "r2l")
@@ -71,7 +71,7 @@ class FakeRecognizer:
         self.calls.append({"source": source, **options})
         picture = prepare(source)
         strokes = len(source.strokes) if isinstance(source, Ink) else 2
-        latex = self.latex or (WIDE if picture.shape[1] > 20 * picture.shape[0] else LATEX)
+        latex = self.latex or (WIDE if is_flat(source) else LATEX)
         score = 0.31 if strokes == 1 else 0.87
         readings = [Reading(latex, score), Reading(r"x^{2}\le\frac{a}{b}", 0.05), Reading("x^{2}", 0.01)]
         return [Recognition(latex, score, tuple(readings[: options.get("top_k", 1)]), picture)]
@@ -85,6 +85,14 @@ class FakeRecognizer:
         maps = maps if direction == "l2r" else maps[::-1]
         tokens = TOKENS if direction == "l2r" else TOKENS[::-1]
         return Explanation(tokens, (0.9,) * (len(TOKENS) - 1) + (0.2,), maps, picture)
+
+
+def is_flat(source: Any) -> bool:
+    """Whether ink is a line across the pad."""
+    if not isinstance(source, Ink):
+        return False
+    left, top, right, bottom = source.bounds
+    return right - left > 20 * (bottom - top + 1)
 
 
 def prepare(source: Any) -> np.ndarray:
