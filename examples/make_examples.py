@@ -2,7 +2,7 @@
 
 Each is an expression that nobody wrote: synthetic ink of `abm_hf.data.synthetic`, drawn in the form of CROHME's
 offline images (`NAME.png`, and the ink of some of them as `NAME.inkml`). `labels.tsv` says what stands in each, and
-`page.png` shows all of them as a hand would have written them, dark on white.
+`docs/images/examples.png` shows all of them as a hand would have written them, dark on white.
 """
 
 from pathlib import Path
@@ -62,7 +62,7 @@ def main() -> None:
         if name in WITH_INK:
             write_inkml(ink, folder / f"{name}.inkml")
     (folder / "labels.tsv").write_text("".join(f"{name}.png\t{ink.label}\n" for name, ink in inks), encoding="utf-8")
-    cv2.imwrite(str(folder / "page.png"), make_page(images))
+    cv2.imwrite(str(folder.parent / "docs" / "images" / "examples.png"), make_page(images))
 
 
 if __name__ == "__main__":
