@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -27,7 +27,10 @@ from .components import (
 )
 from .guard import Guard
 from .inputs import RefusedError, decode_base64, ink_from_inkml, ink_from_json, read_file
-from .service import BEAMS, RecognizerLike, Service, Settings, from_png
+from .service import BEAMS, Service, Settings, from_png
+
+if TYPE_CHECKING:
+    from ..recognition import Recognizer
 
 #: Requests that wait at most; further ones are refused at once.
 QUEUE_SIZE = 64
@@ -43,7 +46,7 @@ class DemoError(RuntimeError):
     """The demo cannot start; the message is one line that says why and what to do."""
 
 
-def build_demo(recognizer: RecognizerLike) -> gr.Blocks:
+def build_demo(recognizer: "Recognizer") -> gr.Blocks:
     """The page and the API around a loaded recogniser.
 
     Args:
@@ -55,8 +58,8 @@ def build_demo(recognizer: RecognizerLike) -> gr.Blocks:
     service = Service(recognizer)
     with gr.Blocks(title="Handwritten mathematics to LaTeX", analytics_enabled=False, fill_width=False) as demo:
         gr.HTML(asset("head.html"), js_on_load=None, apply_default_css=False, elem_classes="abm-head")
-        with gr.Row(equal_height=False):
-            with gr.Column(min_width=320):
+        with gr.Row(equal_height=False, elem_classes="abm-work"):
+            with gr.Column(min_width=320, elem_classes="abm-left"):
                 with gr.Tabs() as tabs:
                     with gr.Tab("Draw", id="draw"):
                         pad = component("pad")
@@ -65,7 +68,7 @@ def build_demo(recognizer: RecognizerLike) -> gr.Blocks:
                 gr.HTML("<h2 class='abm-label'>Or try one of these</h2>", js_on_load=None, apply_default_css=False)
                 examples = component("examples", example_buttons())
                 settings = _settings(two_way=len(service.directions) == 2)
-            with gr.Column(min_width=320):
+            with gr.Column(min_width=320, elem_classes="abm-right"):
                 formula = formula_view()
                 answer = component("answer", {})
         gr.HTML("<h2 class='abm-section'>What the model saw</h2>", js_on_load=None, apply_default_css=False)
@@ -88,7 +91,7 @@ def build_demo(recognizer: RecognizerLike) -> gr.Blocks:
     return demo
 
 
-def _settings(two_way: bool) -> list[gr.Component]:
+def _settings(two_way: bool) -> list[gr.Checkbox]:
     with gr.Accordion("Settings", open=False):
         return [
             gr.Checkbox(
@@ -277,7 +280,7 @@ def launch_options() -> dict[str, Any]:
     }
 
 
-def load_recognizer(model: str | Path | None = None, device: str | None = None) -> RecognizerLike:
+def load_recognizer(model: str | Path | None = None, device: str | None = None) -> "Recognizer":
     """The recogniser of the demo.
 
     Raises:

@@ -19,7 +19,7 @@ from ..data.inkml import read_inkml
 from ..data.render import render_ink
 
 _PACKAGE = resources.files(__package__)
-_DELIMITERS = [{"left": "$$", "right": "$$", "display": True}]
+_DELIMITERS: list[dict[str, str | bool]] = [{"left": "$$", "right": "$$", "display": True}]
 
 
 def asset(name: str) -> str:

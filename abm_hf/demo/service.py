@@ -10,7 +10,7 @@ import io
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -20,6 +20,9 @@ from ..data.latex import LatexError, is_well_formed, lex_latex
 from ..image_reading_abm import ImageInputError
 from ..viz import attention_gif
 from .inputs import MAX_MEGAPIXELS, RefusedError, check_picture, decode_base64
+
+if TYPE_CHECKING:
+    from ..recognition import Recognizer
 
 #: Seconds that one reading may take; the search stops there and says so.
 TIME_LIMIT = 20.0
@@ -35,17 +38,6 @@ UNSURE = 0.5
 BEAMS = 10
 
 T = TypeVar("T")
-
-
-class RecognizerLike(Protocol):
-    """What the service needs of [`abm_hf.Recognizer`]."""
-
-    model: Any
-    processor: Any
-
-    def __call__(self, images: Any, **options: Any) -> list[Any]: ...
-
-    def explain(self, image: Any, direction: str = "l2r", **options: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -67,13 +59,13 @@ class Service:
     """Reads what visitors send, one at a time.
 
     Args:
-        recognizer ([`RecognizerLike`]): The model. Its generation is given a time limit, its image processor a limit
-            of pixels.
+        recognizer ([`abm_hf.Recognizer`]): The model. Its generation is given a time limit, its image processor a
+            limit of pixels.
         time_limit (`float`, *optional*): Seconds that one reading may take.
         wait_limit (`float`, *optional*): Seconds that a request waits for its turn.
     """
 
-    def __init__(self, recognizer: RecognizerLike, time_limit: float = TIME_LIMIT, wait_limit: float = WAIT_LIMIT):
+    def __init__(self, recognizer: "Recognizer", time_limit: float = TIME_LIMIT, wait_limit: float = WAIT_LIMIT):
         self.recognizer = recognizer
         self.wait_limit = wait_limit
         self._turn = threading.Lock()

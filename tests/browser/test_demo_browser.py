@@ -237,6 +237,9 @@ def test_it_fits_the_screen(open_page: OpenPage, width: int, height: int, theme:
     lost = page.evaluate("""() => [...document.querySelectorAll('.abm-code, .abm-frame, .abm-tokens, .abm-formula')]
         .filter(e => e.getBoundingClientRect().right > innerWidth + 1).map(e => e.className)""")
     assert lost == []
+    if width < 500:  # the answer is next to what was written
+        order = [page.locator(name).first.bounding_box()["y"] for name in (".abm-pad", "#abm-formula", ".abm-example")]
+        assert order == sorted(order)
     if width > 500:  # beside each other, the answer must not push what is below
         assert abs(page.locator("#abm-viewer").bounding_box()["y"] - top) < 60
 
