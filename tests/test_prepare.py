@@ -7,6 +7,7 @@ import argparse
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -32,6 +33,7 @@ from abm_hf.data.inkml import read_inkml, write_inkml
 from abm_hf.data.latex import normalize_latex
 from abm_hf.data.offline import OfflineError, read_captions, read_offline
 from abm_hf.data.pictures import read_field_form
+from abm_hf.data.plan import plan_shards
 from abm_hf.data.prepare import add_arguments, prepare_dataset, run
 from abm_hf.data.publish import push_prepared
 from abm_hf.data.render import render_ink
@@ -235,6 +237,7 @@ def test_a_stopped_run_continues(tree: Path, tmp_path: Path, monkeypatch: pytest
     assert finished == ["train-00000-of-00003.parquet"]  # and no part of the next
     assert not prepare.is_prepared(tmp_path / "out")
     before = (tmp_path / "out" / "data" / finished[0]).stat().st_mtime_ns
+    (tmp_path / "out" / "data" / ".train-00001-of-00003.parquet.1.tmp").write_text("of a process that was killed")
     prepare_dataset("crohme-inkml", tree, tmp_path / "out", shard_size=4)
     assert (tmp_path / "out" / "data" / finished[0]).stat().st_mtime_ns == before
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
@@ -260,6 +263,23 @@ def test_another_input_is_not_mixed_in(tree: Path, tmp_path: Path) -> None:
     changed.unlink()
     assert prepare_dataset("crohme-inkml", tree, tmp_path / "out", overwrite=True).total.kept == 12
     assert load_crohme(tmp_path / "out")["test2014"].num_rows == 2
+
+
+def test_two_folders_for_one_split_are_an_error(offline: Path, tmp_path: Path) -> None:
+    shutil.copytree(offline / "data" / "2014", offline / "data" / "test2014")
+    with pytest.raises(PrepareError, match="two folders"):
+        prepare_dataset("crohme-offline", offline, tmp_path / "out")
+
+
+def test_stopping_says_how_to_go_on(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def stop(_: Ink) -> np.ndarray:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("abm_hf.data.crohme.render_ink", stop)
+    assert command("crohme-inkml", "--input", tree, "--output", tmp_path / "out", "--quiet") == 130
+    assert "the same command continues" in capsys.readouterr().err
 
 
 def test_foreign_files_are_never_replaced(tree: Path, tmp_path: Path) -> None:
@@ -466,6 +486,7 @@ def test_missing_and_damaged_bitmaps_are_reported(offline: Path, tmp_path: Path)
     captions.write_text(captions.read_text() + "no label\n../../2014/img/101_w5\tx\n101_w2\t\\nonsense\n")
     report = prepare_dataset("crohme-offline", offline, tmp_path / "out", allow_skips=True)
     skipped = {skip["id"]: skip["kind"] for skip in report.splits["train"].skipped}
+    assert str(tmp_path) not in (tmp_path / "out" / "skipped.jsonl").read_text()
     assert skipped == {
         "101_w0": "image",
         "101_w1": "image",
@@ -724,7 +745,7 @@ def test_nothing_is_uploaded_where_too_much_was_skipped(
 
 
 def test_all_of_crohmes_ink_is_listed(crohme_inkml: Path) -> None:
-    shards = prepare.plan_shards(prepare.make_source("crohme-inkml", crohme_inkml), 100_000)
+    shards = plan_shards(prepare.make_source("crohme-inkml", crohme_inkml), 100_000)
     assert {shard.split: len(shard.entries) for shard in shards} == {"train": 8836, "test2013": 671, "test2014": 986}
     assert len({entry.id for entry in shards[0].entries}) == 8836
 

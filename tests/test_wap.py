@@ -190,6 +190,13 @@ def test_a_shape_that_does_not_fit_is_refused(tmp_path: Path) -> None:
             load_arrays(written(tmp_path, data.replace(b"K\x10K\x10", shape)))
 
 
+def test_an_array_of_nothing_with_an_enormous_side_is_refused(tmp_path: Path) -> None:
+    data = pickle.dumps({"a": np.zeros((0, 16, 16), np.uint8)}, 2)
+    side = b"\x8a\x08" + b"\xff" * 7 + b"\x7f"
+    with pytest.raises(PickleError, match="shape"):
+        load_arrays(written(tmp_path, data.replace(b"K\x10K\x10", side + side)))
+
+
 def test_an_enormous_array_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.pkl"
     with path.open("wb") as file:

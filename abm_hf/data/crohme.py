@@ -181,6 +181,8 @@ class CrohmeOffline(Source):
         try:
             with open_offline(self.path) as root:
                 folders = {split_name(name): folder for name, folder in find_splits(root).items()}
+                if len(folders) < len(find_splits(root)):
+                    raise PrepareError(f"{self.path} has two folders for one split, as 2014 and test2014: leave one")
                 for split in order_splits(folders):
                     for line in read_captions(folders[split]):
                         file = f"{folders[split].name}/img/{line.name}"
@@ -232,6 +234,8 @@ def load_crohme(path: str | os.PathLike[str], *, output: str | os.PathLike[str] 
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
     if is_prepared(path):
+        if options or output is not None:
+            raise PrepareError(f"{path} is prepared already: options are for CROHME's own files")
         return load_prepared(path)
     offline = path.is_file() or any(path.glob("*/caption.txt")) or any(path.glob("data/*/caption.txt"))
     name = CrohmeOffline.name if offline else CrohmeInkML.name

@@ -118,7 +118,7 @@ def _name(folder: Folder) -> str:
 def read_captions(folder: Folder) -> Iterator[Caption]:
     """The lines of a split's `caption.txt`, empty ones left out."""
     try:
-        text = _read_bytes(folder / "caption.txt").decode("utf-8-sig")
+        text = _read_bytes(folder / "caption.txt", f"{folder / 'caption.txt'}").decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise OfflineError(f"{folder / 'caption.txt'} is not UTF-8: {error}") from error
     for number, line in enumerate(text.splitlines(), start=1):
@@ -132,7 +132,10 @@ def _read_item(folder: Folder, line: Caption) -> OfflineItem:
         raise OfflineError(
             f"{folder / 'caption.txt'}, line {line.number}: expected a name, a tab and tokens, found {line.name!r}"
         )
-    return OfflineItem(line.name, read_image(folder, line.name), line.latex)
+    try:
+        return OfflineItem(line.name, read_image(folder, line.name), line.latex)
+    except OfflineError as error:
+        raise OfflineError(f"{folder.parent}: {error}") from error
 
 
 def _find_split(root: Folder, split: str) -> Folder:
@@ -149,28 +152,29 @@ def read_image(folder: Folder, name: str) -> np.ndarray:
     """An expression's bitmap, uint8 (H, W).
 
     Raises:
-        OfflineError: It is not there, or cannot be decoded.
+        OfflineError: It is not there, or cannot be decoded; the message names it relative to the root.
     """
     if name in ("", ".", "..") or set(name) & set("/\\\0"):
-        raise OfflineError(f"{folder} lists {name!r} in caption.txt, which is no file name")
+        raise OfflineError(f"{folder.name}/caption.txt lists {name!r}, which is no file name")
     for suffix in (".bmp", ".png", "_0.bmp"):
         file = folder / "img" / f"{name}{suffix}"
         if file.is_file():
-            return _decode(_read_bytes(file), file)
-    raise OfflineError(f"{folder} lists {name!r} in caption.txt but has no img/{name}.bmp")
+            where = f"{folder.name}/img/{file.name}"
+            return _decode(_read_bytes(file, where), where)
+    raise OfflineError(f"{folder.name}/caption.txt lists {name!r}, but there is no {folder.name}/img/{name}.bmp")
 
 
-def _read_bytes(file: Folder) -> bytes:
+def _read_bytes(file: Folder, where: str) -> bytes:
     try:
         return file.read_bytes()
     except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         # Of a damaged archive zipfile says all of these; NotImplementedError is a RuntimeError.
-        raise OfflineError(f"{file} cannot be read: {error}") from error
+        raise OfflineError(f"{where} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _decode(data: bytes, file: Folder) -> np.ndarray:
+def _decode(data: bytes, where: str) -> np.ndarray:
     try:
         picture = read_picture(data, MAX_MEGAPIXELS)
     except ImageInputError as error:
-        raise OfflineError(f"{file}: {error.reason}") from error
+        raise OfflineError(f"{where}: {error.reason}") from error
     return picture if picture.ndim == 2 else to_grey(picture)

@@ -15,18 +15,17 @@ import hashlib
 import importlib
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .plan import Shard
     from .report import Report
-    from .source import Entry, Source
+    from .source import Source
 
 _SOURCES = {
     "crohme-inkml": (".crohme", "CrohmeInkML", "CROHME's InkML tree: train/<origin>/, test2013/, test2014/, ..."),
@@ -40,25 +39,6 @@ _SOURCES = {
     "mathwriting": (".mathwriting", "MathWriting", "folder with train/, valid/, test/, ... of InkML"),
     "imagefolder": (".imagefolder", "ImageFolder", "images with metadata.csv or metadata.jsonl (file_name, latex)"),
 }
-_STATE = ".prepare"
-_WRITTEN = ("README.md", "report.json", "sizes.png", "skipped.jsonl")
-#: Part of every plan: raised when the same input is to give other bytes, so that no half-finished run is continued.
-_FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Some entries of a split that one file will hold."""
-
-    split: str
-    index: int
-    count: int
-    entries: "tuple[Entry, ...]"
-
-    @property
-    def name(self) -> str:
-        """The file's name without suffix."""
-        return f"{self.split}-{self.index:05d}-of-{self.count:05d}"
 
 
 # --- as a function ---
@@ -139,14 +119,15 @@ def prepare_dataset(
         PrepareError: The input, the output or an option cannot be used, a worker died, or too much was left out; in
             the last case the data set is complete all the same.
     """
+    from .plan import claim, fingerprint, finished, plan_shards
     from .source import PrepareError
 
     if num_proc < 1 or shard_size < 1:
         raise PrepareError(f"need num_proc >= 1 and shard_size >= 1, got {num_proc} and {shard_size}")
     source, output = make_source(name, path, convention=convention, vocabulary=vocabulary), Path(output)
     shards = plan_shards(source, shard_size, splits)
-    _claim(output, _fingerprint(source, shards), overwrite)
-    missing = [shard for shard in shards if _finished(output, shard) is None]
+    claim(output, fingerprint(source, shards), overwrite)
+    missing = [shard for shard in shards if finished(output, shard) is None]
     _work(source, output, missing, num_proc, _bar(shards, missing, progress))
     report = _finish(source, output, shards)
     if report.too_many_skipped and not allow_skips:
@@ -156,29 +137,6 @@ def prepare_dataset(
             f"{output / 'skipped.jsonl'}, and pass allow_skips (--allow-skips) if that is to be accepted"
         )
     return report
-
-
-def plan_shards(source: "Source", shard_size: int, splits: Sequence[str] | None = None) -> list[Shard]:
-    """Divides a source's entries into files.
-
-    Raises:
-        PrepareError: The input has no such split, or none at all.
-    """
-    from .source import PrepareError
-
-    by_split: dict[str, list[Entry]] = {}
-    for entry in source.entries():
-        by_split.setdefault(entry.split, []).append(entry)
-    unknown = set(splits or ()) - set(by_split)
-    if unknown or not by_split:
-        raise PrepareError(f"{source.path} has the splits {', '.join(by_split) or 'none'}, not {', '.join(unknown)}")
-    shards = []
-    for split, entries in by_split.items():
-        if splits is None or split in splits:
-            count = -(-len(entries) // shard_size)
-            parts = [tuple(entries[at : at + shard_size]) for at in range(0, len(entries), shard_size)]
-            shards += [Shard(split, index, count, part) for index, part in enumerate(parts)]
-    return shards
 
 
 def is_prepared(path: str | os.PathLike[str]) -> bool:
@@ -207,69 +165,10 @@ def prepare_cached(name: str, path: str | os.PathLike[str], **options: Any) -> P
     return folder
 
 
-# --- resuming ---
-
-
-def _fingerprint(source: "Source", shards: Sequence[Shard]) -> str:
-    """Hash of all that the bytes depend on: source, options, and the names, sizes and times of the files."""
-    labels = source.labels
-    vocabulary = sorted(labels.vocabulary) if labels.vocabulary is not None else None
-    digest = hashlib.sha256(json.dumps([_FORMAT, source.name, labels.convention, vocabulary]).encode())
-    for shard in shards:
-        digest.update(f"\n{shard.name}".encode())
-        for entry in shard.entries:
-            digest.update(f"\n{entry!r}".encode())
-    return digest.hexdigest()
-
-
-def _claim(output: Path, fingerprint: str, overwrite: bool) -> None:
-    """Makes the folder ready for this plan.
-
-    Raises:
-        PrepareError: It holds something else.
-    """
-    from .report import replace_text
-    from .source import PrepareError
-
-    plan = output / _STATE / "plan.json"
-    if output.exists() and not output.is_dir():
-        raise PrepareError(f"{output} is a file: name a folder")
-    if plan.is_file() and json.loads(plan.read_text())["fingerprint"] == fingerprint:
-        return
-    if output.is_dir() and any(output.iterdir()):
-        if not plan.is_file():
-            raise PrepareError(f"{output} is not empty, and no data set of ours: name a new folder")
-        if not overwrite:
-            raise PrepareError(
-                f"{output} holds a data set of another input, other options or another version: name a new folder, "
-                "or pass overwrite (--overwrite) to replace it"
-            )
-        for name in (_STATE, "data"):
-            shutil.rmtree(output / name, ignore_errors=True)
-        for name in _WRITTEN:
-            (output / name).unlink(missing_ok=True)
-    plan.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(plan, json.dumps({"fingerprint": fingerprint}) + "\n")
-
-
-def _paths(output: Path, shard: Shard) -> tuple[Path, Path]:
-    return output / "data" / f"{shard.name}.parquet", output / _STATE / f"{shard.name}.json"
-
-
-def _finished(output: Path, shard: Shard) -> "dict[str, Any] | None":
-    """The note on a shard that is there already: its size in bytes, hash and statistics."""
-    data, state = _paths(output, shard)
-    try:
-        note: dict[str, Any] = json.loads(state.read_text(encoding="utf-8"))
-        return note if data.stat().st_size == note["bytes"] else None
-    except (OSError, ValueError, KeyError):
-        return None
-
-
 # --- working ---
 
 
-def _bar(shards: Sequence[Shard], missing: Sequence[Shard], progress: bool) -> Any:
+def _bar(shards: "Sequence[Shard]", missing: "Sequence[Shard]", progress: bool) -> Any:
     from tqdm import tqdm
 
     total = sum(len(shard.entries) for shard in shards)
@@ -277,7 +176,7 @@ def _bar(shards: Sequence[Shard], missing: Sequence[Shard], progress: bool) -> A
     return tqdm(total=total, initial=done, unit=" expressions", disable=not progress, file=sys.stderr, mininterval=0.5)
 
 
-def _work(source: "Source", output: Path, shards: Sequence[Shard], num_proc: int, bar: Any) -> None:
+def _work(source: "Source", output: Path, shards: "Sequence[Shard]", num_proc: int, bar: Any) -> None:
     (output / "data").mkdir(exist_ok=True)
     with closing(bar):
         if num_proc == 1 or len(shards) <= 1:
@@ -288,7 +187,7 @@ def _work(source: "Source", output: Path, shards: Sequence[Shard], num_proc: int
             bar.update(finished)
 
 
-def _in_processes(source: "Source", output: Path, shards: Sequence[Shard], num_proc: int) -> Iterator[int]:
+def _in_processes(source: "Source", output: Path, shards: "Sequence[Shard]", num_proc: int) -> Iterator[int]:
     """Writes shards in several processes; gives the number of entries of each as it is finished."""
     import multiprocessing
     from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -329,12 +228,13 @@ def _start_worker() -> None:
     pyarrow.set_cpu_count(1)
 
 
-def _write(source: "Source", output: Path, shard: Shard, advance: Callable[[], object] = lambda: None) -> int:
+def _write(source: "Source", output: Path, shard: "Shard", advance: Callable[[], object] = lambda: None) -> int:
     """Writes one shard, then the note that it is finished."""
+    from .plan import paths
     from .report import replace_text
     from .shards import write_shard
 
-    data, state = _paths(output, shard)
+    data, state = paths(output, shard)
     with source.open() as read:
         statistics = write_shard(data, shard.entries, read, advance)
     with data.open("rb") as file:
@@ -344,10 +244,11 @@ def _write(source: "Source", output: Path, shard: Shard, advance: Callable[[], o
     return len(shard.entries)
 
 
-def _finish(source: "Source", output: Path, shards: Sequence[Shard]) -> "Report":
+def _finish(source: "Source", output: Path, shards: "Sequence[Shard]") -> "Report":
     """Writes report and card from the shards' notes."""
     from .card import write_card
     from .latex import CROHME_TOKENS
+    from .plan import finished
     from .report import Report, replace_text
     from .shards import ShardStatistics
     from .source import PrepareError
@@ -355,7 +256,7 @@ def _finish(source: "Source", output: Path, shards: Sequence[Shard]) -> "Report"
     splits: dict[str, ShardStatistics] = {}
     contents = hashlib.sha256()
     for shard in shards:
-        note = _finished(output, shard)
+        note = finished(output, shard)
         if note is None:
             raise PrepareError(f"{shard.name} was written and is gone again: is another process working in {output}?")
         contents.update(f"{shard.name} {note['sha256']}\n".encode())
@@ -404,9 +305,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(namespace: argparse.Namespace) -> int:
     """Runs `abm-hf prepare`; gives its exit code."""
+    started = time.monotonic()
     from .source import PrepareError
 
-    started = time.monotonic()
     try:
         report = prepare_dataset(
             namespace.source,
@@ -429,9 +330,15 @@ def run(namespace: argparse.Namespace) -> int:
 
             address = push_prepared(namespace.output, namespace.push_to_hub, private=not namespace.public)
             sys.stdout.write(f"{address}\n")
-    except PrepareError as error:
+    except (PrepareError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
+    except ModuleNotFoundError as error:
+        sys.stderr.write(f"error: {error}: data sets need more packages, pip install 'abm-hf[train]'\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped: the same command continues with what is missing\n")
+        return 130
     return 0
 
 

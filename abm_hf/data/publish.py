@@ -37,7 +37,7 @@ def push_prepared(
             repo_id=repo_id,
             repo_type="dataset",
             folder_path=Path(folder),
-            ignore_patterns=[".*"],
+            ignore_patterns=[".*", "data/.*"],
             delete_patterns="data/*",
             commit_message="Upload a prepared data set",
         )

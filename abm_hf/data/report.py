@@ -84,12 +84,14 @@ class Report:
             lines.append(f"skipped {count:>6}  {reason}")
         ranked = _ranked(total.tokens)
         lines.append(f"{len(ranked)} distinct tokens, {sum(total.tokens.values())} in all:")
-        table = [f"{token} {count}" for token, count in ranked]
+        table = [f"{token} {count}" for token, count in ranked[:160]]
         width = max(map(len, table), default=0) + 2
         columns = max(1, 118 // width)
-        lines += ["".join(f"{cell:<{width}}" for cell in table[at : at + columns]) for at in range(0, 160, columns)]
-        if len(table) > 160:
-            lines.append(f"... and {len(table) - 160} more, see report.json")
+        lines += [
+            "".join(f"{cell:<{width}}" for cell in table[at : at + columns]) for at in range(0, len(table), columns)
+        ]
+        if len(ranked) > len(table):
+            lines.append(f"... and {len(ranked) - len(table)} more, see report.json")
         return "\n".join(line.rstrip() for line in lines if line.strip())
 
     def write(self, folder: Path) -> None:

@@ -8,7 +8,7 @@ file. So a file of any size is indexed in little memory, and its arrays are read
 Protocols 0 to 5 are read, as Python 2 and 3 and NumPy 1 and 2 write them.
 """
 
-import codecs
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,10 @@ MAX_STACK = 100_000
 MAX_MEMO = 10_000_000
 #: Byte strings from this length on are left in the file.
 _SMALL = 256
+
+#: What Python 2 writes into a string literal.
+_ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|.|$)", re.DOTALL)
+_ESCAPED = {b"\\": b"\\", b"'": b"'", b'"': b'"', b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 
 _ARRAYS = ("numpy.core.multiarray", "numpy._core.multiarray")
 _BUFFERS = ("numpy.core.numeric", "numpy._core.numeric")
@@ -64,7 +68,10 @@ class StoredArray:
         dtype = np.dtype(self.dtype)
         if len(data) != dtype.itemsize * _product(self.shape):
             raise PickleError(f"an array of shape {self.shape} and type {self.dtype} has {len(data)} bytes")
-        return np.frombuffer(data, dtype).reshape(self.shape, order="F" if self.fortran else "C")
+        try:
+            return np.frombuffer(data, dtype).reshape(self.shape, order="F" if self.fortran else "C")
+        except ValueError as error:  # sizes beyond any memory, one of them 0
+            raise PickleError(f"an array of shape {self.shape}: {error}") from error
 
 
 @dataclass
@@ -111,9 +118,8 @@ def index_arrays(path: str | Path) -> dict[str, StoredArray]:
 
 def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """The arrays of a pickled dict, all in memory; see [`index_arrays`]."""
-    index = index_arrays(path)
     with Path(path).open("rb") as file:
-        return {name: array.load(file) for name, array in index.items()}
+        return {name: array.load(file) for name, array in index_arrays(path).items()}
 
 
 def _read_bytes(file: BinaryIO, place: Bytes) -> bytes:
@@ -132,7 +138,16 @@ def _unquote(data: bytes) -> bytes:
     data = data.strip()
     if len(data) < 2 or data[:1] not in (b"'", b'"') or data[:1] != data[-1:]:
         raise ValueError("no quotes around it")
-    return codecs.escape_decode(data[1:-1])[0]
+    return _ESCAPE.sub(_unescape, data[1:-1])
+
+
+def _unescape(found: re.Match[bytes]) -> bytes:
+    code = found.group(1)
+    if len(code) == 3:
+        return bytes([int(code[1:], 16)])
+    if code not in _ESCAPED:
+        raise ValueError(f"the escape {found.group()!r}")
+    return _ESCAPED[code]
 
 
 def _product(shape: tuple[int, ...]) -> int:
@@ -149,12 +164,7 @@ def _describe(thing: Any) -> str:
 
 
 class _Machine:
-    """Runs the instructions of one pickle, up to its end.
-
-    Args:
-        file: At the start of the pickle.
-        size: Of the file, in bytes: no instruction may claim more.
-    """
+    """Runs the instructions of the pickle at the start of `file`; none may claim more than its `size` in bytes."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self.file, self.size = file, size
@@ -171,8 +181,7 @@ class _Machine:
                 return self.pop()
             handler = _HANDLERS.get(code)
             if handler is None:
-                what = f"has the instruction {code!r}, which a dict of arrays does not need" if code else "ends early"
-                raise self.error(f"{what}")
+                raise self.error(f"has the instruction {code!r}, unknown to arrays" if code else "ends early")
             try:
                 handler(self)
             except PickleError:
@@ -298,6 +307,12 @@ class _Machine:
                 raise self.error(f"has a key {_describe(key)}")
             target[key] = value
 
+    def new_dict(self) -> None:
+        """Makes a dict of what lies above the last mark."""
+        items = self.pop_to_mark()
+        self.stack.append({})
+        self.set_items(items)
+
     # --- arrays ---
 
     def name(self, module: Any, name: Any) -> None:
@@ -413,7 +428,7 @@ _HANDLERS: dict[bytes, Callable[[_Machine], object]] = {
     b"\x86": lambda m: m.tuple_of(2),
     b"\x87": lambda m: m.tuple_of(3),
     b"}": lambda m: m.stack.append({}),
-    b"d": lambda m: _new_dict(m),
+    b"d": lambda m: m.new_dict(),
     b"s": lambda m: m.set_items([m.pop(), m.pop()][::-1]),
     b"u": lambda m: m.set_items(m.pop_to_mark()),
     b"p": lambda m: m.put(_decimal(m.line())),
@@ -429,9 +444,3 @@ _HANDLERS: dict[bytes, Callable[[_Machine], object]] = {
     b"b": lambda m: m.build(),
 }
 """Instructions by their code (see `pickletools`), as many as arrays in a dict need."""
-
-
-def _new_dict(machine: _Machine) -> None:
-    items = machine.pop_to_mark()
-    machine.stack.append({})
-    machine.set_items(items)

@@ -21,7 +21,7 @@ from .ink import Ink, InkError
 from .latex import LatexError
 from .offline import OfflineError
 from .safe_pickle import PickleError
-from .source import Entry, Reader, Record, SkipEntry
+from .source import Entry, PrepareError, Reader, Record, SkipEntry
 
 #: Rows that are held in memory, and that a streaming reader fetches at once.
 ROW_GROUP = 256
@@ -202,7 +202,7 @@ def _to_table(kept: Sequence[tuple[Entry, Record]]) -> pa.Table:
 def _to_png(image: np.ndarray) -> bytes:
     done, data = cv2.imencode(".png", image)
     if not done:
-        raise SkipEntry("image", "cannot be written as PNG")
+        raise PrepareError(f"an image of shape {image.shape} cannot be written as PNG")
     return data.tobytes()
 
 
