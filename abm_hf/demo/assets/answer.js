@@ -16,7 +16,9 @@ function formula(markup) {
     for (const child of node.childNodes) made.appendChild(copy(child));
     return made;
   };
-  return copy(parsed);
+  const made = copy(parsed);
+  made.setAttribute("displaystyle", "true");  // full-size fractions
+  return made;
 }
 
 function render() {
@@ -55,7 +57,7 @@ function list(readings) {
     shown.append(formula(reading.mathml) || "–");
     const code = document.createElement("code");
     code.textContent = reading.latex;
-    item.append(score, bar, shown, code);
+    item.append(score, shown, bar, code);
     return item;
   });
   find("abm-readings").replaceChildren(...items);
