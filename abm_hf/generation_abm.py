@@ -22,8 +22,8 @@ from .modeling_abm import ABMEncoderOutput, ABMForConditionalGeneration
 _IMPOSSIBLE = -1e9
 
 # What a pass over many steps holds grows with steps × sequences × positions × channels of the attention. Reading a few
-# steps at a time bounds it; the state carries over.
-_ACTIVATION_BUDGET = 32_000_000
+# steps at a time bounds it; the state carries over. Buffers of this size are used again, larger ones cost page faults.
+_ACTIVATION_BUDGET = 4_000_000
 
 
 class LatexGrammarLogitsProcessor(LogitsProcessor):
@@ -235,10 +235,10 @@ def two_way_search(
     length_penalty: float = 1.0,
     max_length: int = 200,
 ) -> TwoWayOutput:
-    """Beam search in both directions; every candidate of either is judged by both branches.
+    """Beam search in both directions; what one branch finds the other judges.
 
-    The pictures are encoded once; each branch then scores the union of both n-best lists, without duplicates, in one
-    teacher-forced pass. The score of a formula of n tokens, the end token included, is
+    The pictures are encoded once; the n-best list of each branch is scored by the other one in one teacher-forced
+    pass, and both lists are merged. The score of a formula of n tokens, the end token included, is
     `((1 - weight) · log p_l2r + weight · log p_r2l) / n ** length_penalty`.
 
     Args:
@@ -252,7 +252,7 @@ def two_way_search(
         weight (`float`, defaults to 0.5): of the right-to-left branch, from 0 to 1.
         length_penalty (`float`, defaults to 1.0): exponent of the length, in the searches and in the score.
         max_length (`int`, defaults to 200): of a hypothesis, start and end token included. One that is cut off there
-            is judged as a whole formula, with an end token put behind it.
+            is given an end token, which only the other branch judges; with a grammar there is none.
 
     Returns:
         [`TwoWayOutput`].
@@ -270,19 +270,15 @@ def two_way_search(
         raise ValueError(f"two-way search needs both branches, this model has no {' and no '.join(sorted(missing))}")
     if encoder_outputs is None:
         encoder_outputs = model.encoder(pixel_values, pixel_mask)
-    found = [
+    lists = [
         _n_best(model, encoder_outputs, direction, grammar_tokenizer, num_beams, length_penalty, max_length)
         for direction in ("l2r", "r2l")
     ]
-    candidates, exists = _union(found, model.config.pad_token_id)  # (B, n, T), (B, n)
-    flat = candidates.flatten(0, 1)
-    totals = {
-        direction: score_sequences(model, encoder_outputs, flat, direction=direction).sum(dim=1).view_as(exists)
-        for direction in ("l2r", "r2l")
-    }
+    candidates, totals = _union(lists, model.config.pad_token_id)  # (B, n, T), (B, n, 2)
     lengths = (candidates != model.config.pad_token_id).sum(dim=-1)
-    combined = (1 - weight) * totals["l2r"] + weight * totals["r2l"]
-    combined = (combined / lengths**length_penalty).masked_fill(~exists, float("-inf"))
+    # Not 0 · -inf where a weight is 0.
+    combined = torch.lerp(totals[..., 0].clamp(min=_IMPOSSIBLE), totals[..., 1].clamp(min=_IMPOSSIBLE), weight)
+    combined = (combined / lengths**length_penalty).masked_fill(totals.amin(-1) == float("-inf"), float("-inf"))
     return _best(candidates, combined, totals, num_return_sequences, model.config)
 
 
@@ -329,7 +325,10 @@ def _n_best(
     length_penalty: float,
     max_length: int,
 ) -> tuple[Tensor, Tensor]:
-    """The hypotheses of one direction as formulas `y1 … yn eos` (B, num_beams, T), and which exist (B, num_beams)."""
+    """One direction's hypotheses as formulas `y1 … yn eos` (B, num_beams, T) and both log-probabilities (..., 2).
+
+    Those that do not exist (there are fewer formulas than beams) have log-probabilities of minus infinity.
+    """
     processors = []
     if tokenizer is not None:
         processors.append(
@@ -347,52 +346,53 @@ def _n_best(
         return_dict_in_generate=True,
         output_scores=True,
     )
-    written = output.sequences[:, 1:]
-    config = model.config
+    formulas, steps = _formulas(output.sequences[:, 1:], direction, model.config)
+    other = score_sequences(model, encoder_outputs, formulas, direction="r2l" if direction == "l2r" else "l2r").sum(1)
+    if num_beams == 1:  # greedy search keeps no score
+        own = score_sequences(model, encoder_outputs, formulas, direction=direction).sum(1)
+    else:
+        scores = output.sequences_scores
+        own = torch.where(scores > _IMPOSSIBLE / 10, scores * steps**length_penalty, float("-inf"))
+    totals = torch.stack([own, other] if direction == "l2r" else [other, own], dim=-1)
+    totals = totals.masked_fill(own[:, None] == float("-inf"), float("-inf"))
+    return formulas.unflatten(0, (-1, num_beams)), totals.unflatten(0, (-1, num_beams))
+
+
+def _formulas(written: Tensor, direction: str, config: Any) -> tuple[Tensor, Tensor]:
+    """What a branch wrote (N, T) as `y1 … yn eos` (N, T + 1), and the number of steps that it took (N,)."""
     stop = config.eos_token_id if direction == "l2r" else config.bos_token_id
     is_token = ((written != stop) & (written != config.pad_token_id)).cumprod(dim=1).bool()
     lengths = is_token.sum(dim=1, keepdim=True)
     positions = torch.arange(written.shape[1], device=written.device).expand_as(written)
     order = torch.where(is_token, lengths - 1 - positions, positions) if direction == "r2l" else positions
-    # Cut off at max_length or not, a formula is judged as what it is, with its end.
-    formulas = F.pad(written.gather(1, order).masked_fill(~is_token, config.pad_token_id), (0, 1))
-    formulas = formulas.masked_fill(F.pad(~is_token, (0, 1), value=True), config.pad_token_id)
-    formulas = formulas.scatter(1, lengths, config.eos_token_id)
-    scores = output.get("sequences_scores")  # None in greedy search
-    exists = torch.ones(len(written), dtype=torch.bool, device=written.device) if scores is None else scores > -1e8
-    return formulas.unflatten(0, (-1, num_beams)), exists.unflatten(0, (-1, num_beams))
+    tokens = written.gather(1, order).masked_fill(~is_token, config.pad_token_id)
+    formulas = F.pad(tokens, (0, 1), value=config.pad_token_id).scatter(1, lengths, config.eos_token_id)
+    return formulas, (lengths.squeeze(1) + 1).clamp(max=written.shape[1])
 
 
-def _union(found: Sequence[tuple[Tensor, Tensor]], pad: int) -> tuple[Tensor, Tensor]:
-    """All candidates of a picture, (B, n, T), each once, those that exist first; `exists` (B, n) tells which do."""
-    length = max(formulas.shape[-1] for formulas, _ in found)
-    formulas = torch.cat([F.pad(rows, (0, length - rows.shape[-1]), value=pad) for rows, _ in found], dim=1)
-    exists = torch.cat([known for _, known in found], dim=1)
+def _union(lists: Sequence[tuple[Tensor, Tensor]], pad: int) -> tuple[Tensor, Tensor]:
+    """Both lists of a picture as one, (B, n, T) and (B, n, 2); of equal formulas, all but the first are ruled out."""
+    length = max(formulas.shape[-1] for formulas, _ in lists)
+    formulas = torch.cat([F.pad(rows, (0, length - rows.shape[-1]), value=pad) for rows, _ in lists], dim=1)
+    totals = torch.cat([both for _, both in lists], dim=1)
+    exists = (totals > float("-inf")).any(dim=-1)
     equal = (formulas[:, :, None] == formulas[:, None]).all(dim=-1) & exists[:, None]
-    exists &= ~equal.tril(diagonal=-1).any(dim=-1)
-    first = (~exists).int().argsort(dim=1, stable=True)[:, : max(1, int(exists.sum(dim=1).max()))]
-    return formulas.gather(1, first[..., None].expand(-1, -1, length)), exists.gather(1, first)
+    return formulas, totals.masked_fill(equal.tril(diagonal=-1).any(dim=-1, keepdim=True), float("-inf"))
 
 
 def _best(
-    candidates: Tensor, combined: Tensor, totals: dict[str, Tensor], num_return_sequences: int, config: Any
+    candidates: Tensor, combined: Tensor, totals: Tensor, num_return_sequences: int, config: Any
 ) -> TwoWayOutput:
-    missing = max(0, num_return_sequences - candidates.shape[1])
-    if missing:
-        candidates = F.pad(candidates, (0, 0, 0, missing), value=config.pad_token_id)
-        combined = F.pad(combined, (0, missing), value=float("-inf"))
-        totals = {name: F.pad(total, (0, missing), value=float("-inf")) for name, total in totals.items()}
     scores, ranking = combined.topk(num_return_sequences, dim=1)
     sequences = candidates.gather(1, ranking[..., None].expand(-1, -1, candidates.shape[-1]))
     nothing = torch.full_like(sequences[:1, :1], config.pad_token_id)
     nothing[..., 0] = config.eos_token_id
     sequences = torch.where(scores[..., None] == float("-inf"), nothing, sequences).flatten(0, 1)
     sequences = sequences[:, : int((sequences != config.pad_token_id).sum(dim=1).max())]
-    l2r, r2l = (
-        totals[name].gather(1, ranking).masked_fill(scores == float("-inf"), float("-inf")).flatten()
-        for name in ("l2r", "r2l")
+    totals = totals.gather(1, ranking[..., None].expand(-1, -1, 2)).flatten(0, 1)
+    return TwoWayOutput(
+        F.pad(sequences, (1, 0), value=config.bos_token_id), scores.flatten(), totals[:, 0], totals[:, 1]
     )
-    return TwoWayOutput(F.pad(sequences, (1, 0), value=config.bos_token_id), scores.flatten(), l2r, r2l)
 
 
 __all__ = [

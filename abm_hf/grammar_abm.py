@@ -1,12 +1,17 @@
 r"""The grammar of the token form as a pushdown automaton in tables, for constrained decoding in both directions.
 
-The language is that of `parse_latex` (`data/latex_parser.py`), which the tests compare token by token:
+The language is that of `parse_latex` (`data/latex_parser.py`), with which the tests compare it:
 
     row      := item*
     item     := nucleus ["\limits"] script*  |  script+
     script   := ("_" | "^") group                     at most one of each on one base
     group    := "{" row "}"
     nucleus  := symbol | group | command ["[" row "]"] group{n} | "\begin{name}" row "\end{name}"
+
+It is stricter where TeX is. Directly within an index, outside of braces, there is no "[": of `\sqrt[\sqrt[3]{x}]{2}`
+the first "]" would end the index (and parsers that pair brackets take `\sqrt[a[b]{c}` amiss). A prime is a superscript
+of what is before it, and unless a superscript follows it at once the two do not become one: `x'_{1}'` and
+`x'_{1}^{2}` have two.
 
 Read from left to right it is deterministic. Read from right to left, a group is met before the command that takes it
 and an index before the root that it belongs to; what is still undecided stays finite, so this automaton is
@@ -55,18 +60,17 @@ _ENVIRONMENT = re.compile(r"\\(begin|end)\{([A-Za-z]+\*?)\}")
 _MISPLACED = frozenset(("\\left", "\\right", "\\middle", "\\begin", "\\end", "\\over", "\\atop", "\\choose"))
 _SYNTAX = frozenset(("{", "}", "[", "]", "_", "^", "&", "'", "\\limits"))
 
-# What the end of a row admits: anything, also \limits, no second subscript, no second superscript, no script at all.
-# An item counts by what may follow it. A prime is a superscript to TeX: it may follow where one may. Several primes
-# share the base before them, so behind a subscript they admit a superscript only, like the subscript itself.
-_FREE, _LARGE, _SUB, _SUP, _BOTH = "free", "large", "sub", "sup", "both"
-_ENDINGS = frozenset((_FREE, _LARGE, _SUB, _SUP, _BOTH))
+# How a row may end, by what its last base can still take: all ("free"), \limits too, no second subscript, no second
+# superscript, neither. "prime": behind primes, which take another prime or a superscript that follows at once.
+_FREE, _LARGE, _PRIME, _SUB, _SUP, _BOTH = "free", "large", "prime", "sub", "sup", "both"
+_ENDINGS = frozenset((_FREE, _LARGE, _PRIME, _SUB, _SUP, _BOTH))
 _AFTER: dict[str, dict[str, str]] = {
     "plain": dict.fromkeys(_ENDINGS, _FREE),
     "large": dict.fromkeys(_ENDINGS, _LARGE),
-    "'": {_FREE: _FREE, _LARGE: _FREE, _SUB: _SUB},
+    "'": {_FREE: _PRIME, _LARGE: _PRIME, _PRIME: _PRIME, _SUB: _SUB},
     "\\limits": {_LARGE: _FREE},
-    "_": {_FREE: _SUB, _LARGE: _SUB, _SUP: _BOTH},
-    "^": {_FREE: _SUP, _LARGE: _SUP, _SUB: _BOTH},
+    "_": {_FREE: _SUB, _LARGE: _SUB, _PRIME: _BOTH, _SUP: _BOTH},
+    "^": {_FREE: _SUP, _LARGE: _SUP, _PRIME: _SUP, _SUB: _BOTH},
 }
 
 
@@ -81,15 +85,10 @@ class Role(NamedTuple):
 
 
 class Move(NamedTuple):
-    """What reading a token does: go to `then` (`None`: back to the control on the stack), having pushed `later`.
-
-    `brackets` changes the number of "]" that may have ended an index (right to left only): 1 adds one, -1 takes one,
-    0 keeps them, `None` forgets all.
-    """
+    """What reading a token does: go to `then` (`None`: back to the control on the stack), having pushed `later`."""
 
     then: Hashable | None
     later: Hashable | None = None
-    brackets: int | None = 0
 
 
 _OVER = "over"  # the control after the end, and after anything that the grammar does not admit
@@ -142,7 +141,7 @@ class _Forward:
             ending = _AFTER[role.kind].get(control.ending)
         else:
             ending = _AFTER[role.item][control.ending]
-        if ending is None:
+        if ending is None or (role.kind == "[" and control.closer == "]"):
             return None
         after = control._replace(ending=ending)
         inside = control.in_environment
@@ -152,7 +151,7 @@ class _Forward:
             case "{":
                 return Move(_Row(_FREE, "}", inside), after)
             case "command":
-                return Move(_Need(role.groups, role.indexed, inside), after)
+                return Move(_Need(role.groups, role.indexed and control.closer != "]", inside), after)
             case "begin":
                 return Move(_Row(_FREE, "end" + role.name, True), after)
         return Move(after)
@@ -171,12 +170,13 @@ class _Place(NamedTuple):
     """Within a row that `closer` ends, right to left.
 
     `endings`: how the row may end to the left of here, given what is to the right. `groups`: groups just read whose
-    owner is not known yet, at most two. `bracket`: the last token was a "[" that may begin an index.
+    owner is not known yet, at most two. `bracket`: what may be an index has its "]" ("ended") or also its "["
+    ("begun").
     """
 
     endings: frozenset[str]
     groups: int
-    bracket: bool
+    bracket: str
     closer: str
     in_environment: bool
 
@@ -187,13 +187,11 @@ class _Backward:
     Three things are known only further left. How a row may end: the set of endings that suit what has been read, by
     the subset construction over `_AFTER`. Who owns a group: up to two are kept waiting; an owner takes those that it
     needs, the others are items of their own. Whether a "]" before a group ends an index or is a symbol: that shows at
-    the "[", which begins an index if a root is to its left. Within an index no "]" is a symbol, so of the candidates
-    in one row the first so many (from the right) are symbols and the rest are open indices, one in another; the row
-    goes on in the same way whichever holds. A count of the candidates therefore says it all: a root after "["
-    takes the last one, a "]" that cannot end an index makes symbols of all, and so does the end of the row.
+    the next bracket of the row. It was an index if that is a "[" with a root to its left; otherwise all were symbols.
+    Until then the row reads in the same way for both.
     """
 
-    start = _Place(_ENDINGS, 0, False, "stop", False)
+    start = _Place(_ENDINGS, 0, "", "stop", False)
 
     def move(self, control: Hashable, role: Role) -> Move | None:
         assert isinstance(control, _Place)
@@ -205,8 +203,8 @@ class _Backward:
             return None
         if role.kind == "}":
             return self._group(control)
-        if role.kind == "command" and role.indexed and control.bracket:
-            return Move(self._place(control, "plain"), brackets=-1)
+        if role.kind == "command" and role.indexed and control.bracket == "begun":
+            return Move(self._place(control, "plain"))
         taken = {"_": 1, "^": 1, "command": role.groups}.get(role.kind, 0)
         place = self._settle(control, taken)
         if place is None:
@@ -218,9 +216,9 @@ class _Backward:
         if role.kind == "end":
             return Move(self.start._replace(closer="begin" + role.name, in_environment=True), after)
         if role.kind == "[":
-            return Move(after._replace(bracket=True))
+            return Move(after._replace(bracket="begun" if control.bracket == "ended" else ""))
         if role.kind == "]":
-            return Move(after, brackets=1 if control.groups else None)
+            return Move(after._replace(bracket="ended" if control.groups else ""))
         return Move(after)
 
     def _group(self, control: _Place) -> Move | None:
@@ -229,7 +227,7 @@ class _Backward:
         if place is None:
             return None
         inner = self.start._replace(closer="{", in_environment=control.in_environment)
-        return Move(inner, place._replace(groups=min(control.groups + 1, 2), bracket=False))
+        return Move(inner, self._over_bracket(place)._replace(groups=min(control.groups + 1, 2)))
 
     def _settle(self, control: _Place, taken: int) -> _Place | None:
         """`control` after all waiting groups but `taken` have become items; `None` if that cannot be."""
@@ -240,7 +238,11 @@ class _Backward:
     def _place(self, control: _Place, item: str) -> _Place | None:
         """`control` before an item, which it must suit."""
         endings = frozenset(ending for ending in _ENDINGS if _AFTER[item].get(ending) in control.endings)
-        return control._replace(endings=endings, groups=0, bracket=False) if endings else None
+        return self._over_bracket(control)._replace(endings=endings, groups=0) if endings else None
+
+    def _over_bracket(self, control: _Place) -> _Place:
+        """`control` after a token that is no root: a "[" just before it was a symbol."""
+        return control._replace(bracket="") if control.bracket == "begun" else control
 
 
 @dataclass(frozen=True)
@@ -250,17 +252,15 @@ class GrammarTables:
     Args:
         then (C · V): the next control, -1 for the one on the stack.
         later (C · V): the control to push, -1 for none.
-        keep_index, add_index (C · V): the count of possible indices is multiplied by one and increased by the other.
-        after (2 C, V): the fewest tokens that complete a sequence after this one, without what the stack adds;
-            `NEVER` where the token cannot stand. The second half holds where the count of possible indices is not 0.
-        least (2 C): the minimum of `after`.
-        closing (C): the fewest tokens that leave a control, that is, what it adds while it waits on the stack.
+        after (C, V): the fewest tokens that complete a sequence after this one, without what the stack adds; `NEVER`
+            where the token cannot stand.
+        least (C): the minimum of `after`.
+        closing (C + 1): the fewest tokens that leave a control, that is, what it adds while it waits on the stack; one
+            more, 0, for the index -1.
     """
 
     then: np.ndarray
     later: np.ndarray
-    keep_index: np.ndarray
-    add_index: np.ndarray
     after: np.ndarray
     least: np.ndarray
     closing: np.ndarray
@@ -307,8 +307,7 @@ def _tabulate(moves: dict[Hashable, dict[Role, Move]], roles: list[Role | None])
     number = {control: index for index, control in enumerate(moves)}
     shape = (len(moves), len(roles))
     then, later = np.full(shape, number[_OVER]), np.full(shape, -1)
-    keep_index, add_index = np.ones(shape, int), np.zeros(shape, int)
-    legal, needs_index = np.zeros(shape, bool), np.zeros(shape, bool)
+    legal = np.zeros(shape, bool)
     for control, row in moves.items():
         for token, role in enumerate(roles):
             if role is None or role not in row:
@@ -318,32 +317,20 @@ def _tabulate(moves: dict[Hashable, dict[Role, Move]], roles: list[Role | None])
             legal[place] = True
             then[place] = -1 if move.then is None else number[move.then]
             later[place] = -1 if move.later is None else number[move.later]
-            keep_index[place] = move.brackets is not None
-            add_index[place] = move.brackets or 0
-            needs_index[place] = move.brackets == -1
-    closing = np.full(len(moves) + 1, NEVER)  # one more, always 0, for the index -1
+    closing = np.full(len(moves) + 1, NEVER)
     closing[[number[_OVER], -1]] = 0
     while True:
         after = np.where(legal, closing[then] + closing[later], NEVER).clip(max=NEVER)
-        without_index = np.where(needs_index, NEVER, after)
-        shorter = np.minimum(closing[:-1], 1 + without_index.min(axis=1))
+        shorter = np.minimum(closing[:-1], 1 + after.min(axis=1))
         if (shorter == closing[:-1]).all():
             break
         closing[:-1] = shorter
-    both = np.concatenate([without_index, after]).astype(np.int32)
-    return GrammarTables(
-        then=then.ravel(),
-        later=later.ravel(),
-        keep_index=keep_index.ravel(),
-        add_index=add_index.ravel(),
-        after=both,
-        least=both.min(axis=1),
-        closing=closing,
-    )
+    after = after.astype(np.int32)
+    return GrammarTables(then.ravel(), later.ravel(), after, least=after.min(axis=1), closing=closing)
 
 
 class GrammarState:
-    """Where the automaton is in each of N sequences: controls, counts of possible indices, and the stacks.
+    """Where the automaton is in each of N sequences: controls, and the stacks of those to return to.
 
     `owed` (N,) counts the tokens without which the stack cannot be left.
     """
@@ -351,46 +338,41 @@ class GrammarState:
     def __init__(self, tables: GrammarTables, sequences: int):
         self.tables = tables
         self.control = np.zeros(sequences, np.int64)
-        self.indices = np.zeros(sequences, np.int64)
         self.depth = np.zeros(sequences, np.int64)
         self.owed = np.zeros(sequences, np.int64)
-        self.stack = np.zeros((sequences, 16), np.int64)  # control + C · count of possible indices
+        self.stack = np.zeros((sequences, 16), np.int64)
 
     def select(self, rows: np.ndarray) -> None:
         """Keep the sequences `rows`, in this order."""
-        for name in ("control", "indices", "depth", "owed", "stack"):
-            setattr(self, name, getattr(self, name)[rows])
+        self.control, self.depth = self.control[rows], self.depth[rows]
+        self.owed, self.stack = self.owed[rows], self.stack[rows]
 
     def read(self, tokens: np.ndarray) -> None:
         """Goes on by one token (N,) in each sequence."""
-        tables, controls = self.tables, len(self.tables.closing) - 1
-        place = self.control * (len(tables.then) // controls) + tokens
-        self.indices = self.indices * tables.keep_index[place] + tables.add_index[place]
-        then, later = tables.then[place], tables.later[place]
+        tables = self.tables
+        place = self.control * tables.after.shape[1] + tokens
+        self.control, later = tables.then[place], tables.later[place]
         if len(pushing := np.flatnonzero(later >= 0)):
             level, pushed = self.depth[pushing], later[pushing]
             if level.max() == self.stack.shape[1]:
                 self.stack = np.concatenate([self.stack, np.zeros_like(self.stack)], axis=1)
-            self.stack[pushing, level] = pushed + controls * self.indices[pushing]
-            self.indices[pushing] = 0
+            self.stack[pushing, level] = pushed
             self.depth[pushing] += 1
             self.owed[pushing] += tables.closing[pushed]
-        if len(popping := np.flatnonzero(then < 0)):
+        if len(popping := np.flatnonzero(self.control < 0)):
             self.depth[popping] -= 1
-            self.indices[popping], then[popping] = np.divmod(self.stack[popping, self.depth[popping]], controls)
-            self.owed[popping] -= tables.closing[then[popping]]
-        # Nothing to take an index from: not in the language.
-        self.control = np.where(self.indices < 0, controls - 1, then)
+            popped = self.stack[popping, self.depth[popping]]
+            self.control[popping] = popped
+            self.owed[popping] -= tables.closing[popped]
 
     def forbidden(self, room: int) -> np.ndarray:
-        """Tokens (N, V) that cannot stand next, or after which at least `room` tokens more would be needed.
+        """Tokens (N, V) that cannot stand next, or after which more than `room` - 1 tokens would be needed.
 
         Where there is too little room for any token, the one that needs least may stand.
         """
-        half = len(self.tables.closing) - 1
-        row = self.control + half * (self.indices > 0)
-        most = np.maximum(room - 1 - self.owed, self.tables.least[row]).astype(np.int32)
-        return self.tables.after[row] > most[:, None]
+        tables = self.tables
+        most = np.maximum(room - 1 - self.owed, tables.least[self.control]).astype(np.int32)
+        return tables.after[self.control] > most[:, None]
 
 
 __all__ = [

@@ -6,6 +6,10 @@
 import itertools
 import os
 import random
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +20,7 @@ from transformers import LogitsProcessor
 from abm_hf import grammar_abm
 from abm_hf.configuration_abm import ABMConfig
 from abm_hf.data import latex
-from abm_hf.data.latex import is_well_formed
+from abm_hf.data.latex import is_well_formed, parse_latex
 from abm_hf.generation_abm import LatexGrammarLogitsProcessor
 from abm_hf.grammar_abm import NEVER, GrammarState, GrammarTables, compile_grammar
 from abm_hf.modeling_abm import ABMForConditionalGeneration
@@ -35,6 +39,39 @@ def tables_for(alphabet: list[str], direction: str) -> GrammarTables:
 def in_order(tokens: list[str], direction: str) -> list[str]:
     """What was read, from left to right."""
     return tokens if direction == "l2r" else tokens[::-1]
+
+
+def can_be_written(tokens: Sequence[str]) -> bool:
+    """Well-formed, and none of what TeX takes amiss nevertheless: see `abm_hf/grammar_abm.py`."""
+    if not is_well_formed(tokens):
+        return False
+    for node in parse_latex(tokens).walk():
+        if isinstance(node, latex.Row) and any(_two_superscripts(*pair) for pair in _pairs(node)):
+            return False
+        index = getattr(node, "index", None)
+        if index is not None and any(_begins_index(item) for item in index.items):
+            return False
+    return True
+
+
+def _lead(item: latex.Node | None) -> latex.Node | None:
+    return item.base if isinstance(item, latex.Scripts) else item
+
+
+def _pairs(row: latex.Row) -> Iterator[tuple[Any, Any]]:
+    return itertools.pairwise([*row.items, None])
+
+
+def _two_superscripts(item: latex.Node, following: latex.Node | None) -> bool:
+    """A prime with a subscript, and a prime or a superscript behind that."""
+    prime = latex.Symbol("'")
+    if not isinstance(item, latex.Scripts) or item.base != prime or item.sub is None:
+        return False
+    return (item.sup is not None and item.sub_first) or _lead(following) == prime
+
+
+def _begins_index(item: latex.Node) -> bool:
+    return _lead(item) == latex.Symbol("[") or getattr(_lead(item), "index", None) is not None
 
 
 def language(alphabet: list[str], direction: str, length: int) -> set[tuple[str, ...]]:
@@ -95,7 +132,7 @@ def test_the_language_is_that_of_the_parser(alphabet: list[str], length: int) ->
         tokens
         for count in range(length + 1)
         for tokens in itertools.product(alphabet, repeat=count)
-        if is_well_formed(tokens)
+        if can_be_written(tokens)
     }
     for direction in DIRECTIONS:
         assert language(alphabet, direction, length) == expected
@@ -108,7 +145,21 @@ def test_the_language_is_that_of_the_parser(alphabet: list[str], length: int) ->
 def test_both_directions_agree_on_longer_sequences(alphabet: list[str], length: int) -> None:
     forward, backward = (language(alphabet, direction, length) for direction in DIRECTIONS)
     assert forward == backward
-    assert all(is_well_formed(tokens) for tokens in forward)
+    assert all(can_be_written(tokens) for tokens in forward)
+
+
+@pytest.mark.parametrize("split", ["train", "2014"])
+def test_the_published_labels_can_be_written(crohme_offline: Path, split: str) -> None:
+    with zipfile.ZipFile(crohme_offline) as archive:
+        captions = archive.read(f"data/{split}/caption.txt").decode()
+    labels = [line.split("\t")[1].split() for line in captions.splitlines()]
+    labels = [tokens for tokens in labels if is_well_formed(tokens)]
+    assert len(labels) > 900
+    alphabet = sorted(latex.CROHME_TOKENS)
+    for direction in DIRECTIONS:
+        found = accepted(labels, alphabet, direction)
+        assert found == [can_be_written(tokens) for tokens in labels]
+        assert sum(found) >= len(labels) - 1
 
 
 def test_random_changes_are_judged_as_the_parser_does() -> None:
@@ -123,7 +174,7 @@ def test_random_changes_are_judged_as_the_parser_does() -> None:
             new = [generator.choice(syntax)] if generator.random() < 0.6 else []
             tokens[place : place + generator.randrange(2)] = new
         sequences.append(tokens)
-    expected = [is_well_formed(tokens) for tokens in sequences]
+    expected = [can_be_written(tokens) for tokens in sequences]
     assert 0.2 < np.mean(expected) < 0.8, "the changes leave too few sequences of one kind to mean anything"
     for direction in DIRECTIONS:
         found = accepted(sequences, alphabet, direction)
@@ -187,8 +238,11 @@ def test_what_may_follow_from_left_to_right() -> None:
     assert possible("x ^") == {"{"}
     assert "^" not in possible("x ^ { 2 }") and "_" in possible("x ^ { 2 }")
     assert "'" not in possible("x ^ { 2 }")
+    assert {"'", "^", "_"} <= possible("x '") and not {"'", "^", "_"} & possible("x ' _ { 2 }")
     assert "<eos>" not in possible("x ^ { 2") and "}" in possible("x ^ { 2")
     assert "}" not in possible("x")
+    assert possible(r"\sqrt [ \sqrt") == {"{"} and "[" not in possible(r"\sqrt [")
+    assert "[" in possible(r"\sqrt [ {") and "]" in possible(r"\sqrt [ {")
     assert r"\limits" in possible(r"\sum") and r"\limits" not in possible("x")
     assert not {"<sos>", "<pad>", "<unk>", "<eol>"} & possible("x")
     assert "<eos>" in possible("")
@@ -205,6 +259,7 @@ def test_what_may_follow_from_right_to_left() -> None:
     assert "^" not in possible("} 2 { ^ } 1 {", direction="r2l") and "_" in possible("} 2 { ^ } 1 {", direction="r2l")
     assert r"\sqrt" in possible("} 2 { ] 3 [", direction="r2l")
     assert r"\sqrt" not in possible("x ] 3 [", direction="r2l")
+    assert r"\sqrt" not in possible("} 2 { ] [ 3 [", direction="r2l")
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -338,8 +393,9 @@ def test_generated_sequences_are_well_formed(model: ABMForConditionalGeneration,
 
 
 def _parse_with_pylatexenc(text: str) -> None:
-    nodes, _, length = LatexWalker(f"${text}$", tolerant_parsing=False).get_latex_nodes()
-    assert len(nodes) == 1 and length == len(text) + 2
+    # With blanks, or an empty formula would read as the start of a displayed one.
+    nodes, _, length = LatexWalker(f"$ {text} $", tolerant_parsing=False).get_latex_nodes()
+    assert len(nodes) == 1 and length == len(text) + 4, text
 
 
 def test_hypotheses_of_beam_search_are_well_formed_as_far_as_they_exist(model: ABMForConditionalGeneration) -> None:
