@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from .data.collator import ABMCollator
 from .metrics.expression_rate import bootstrap_intervals, expression_rate, score_expressions
 from .modeling_abm import ABMForConditionalGeneration
-from .pretrained import checkpoint_path
+from .pretrained import DEFAULT, checkpoint_path
 from .processing_abm import ABMProcessor
 from .reading_abm import Reading, read_formulas
 from .training.arguments import ArgumentError, DataArguments
@@ -69,7 +69,7 @@ def evaluate_checkpoint(arguments: EvaluationArguments) -> dict[str, Any]:
     accelerator.wait_for_everyone()
     rows = _rows(folder)
     ordered = [rows[name] for name in items.ids]
-    result = _result(arguments, path, ordered)
+    result = _result(arguments, ordered)
     if accelerator.is_main_process:
         _write_lines(folder / "predictions.jsonl", ordered)
         (folder / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -158,14 +158,14 @@ def _rows(folder: Path) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def _result(arguments: EvaluationArguments, path: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _result(arguments: EvaluationArguments, rows: list[dict[str, Any]]) -> dict[str, Any]:
     predictions, references = [row["prediction"] for row in rows], [row["reference"] for row in rows]
     rates = expression_rate(predictions=predictions, references=references, convention=arguments.convention)
     intervals = bootstrap_intervals(score_expressions(predictions=predictions, references=references))
     return {
         **rates,
         "intervals": {name: list(interval) for name, interval in intervals.items()},
-        "model": path,
+        "model": arguments.model or DEFAULT,
         "data": Path(arguments.data).name,
         "split": arguments.split,
         "beams": arguments.beams,
