@@ -13,9 +13,16 @@ from .ruled_paper_abm import ruled_lines
 _LONGEST_SIDE = 4000
 # Paper is a slow thing: its light is estimated on a picture of this size (px on the longer side).
 _PAPER_SIDE = 640
+# Where the paper is darker than this (of 255), dividing by its brightness would only make noise stand out.
+_DARKEST_PAPER = 64
+# Pictures noisier than this (standard deviation, as a share of the paper's brightness) are photographs, whose strokes
+# are wide enough to be smoothed by a Gaussian of 1 px; drawings and screenshots are not.
+_GRAIN = 0.01
 # The faintest ink that counts, as a share of the paper's brightness, and as multiples of the picture's noise.
 _FAINTEST_INK = 0.06
 _FAINTEST_INK_IN_NOISE = 6.0
+# Ink fainter than this must form strokes to be told from the grain of blank paper.
+_FAINT_INK = 0.25
 
 
 @dataclass(frozen=True)
@@ -72,9 +79,14 @@ def shrunk(picture: np.ndarray, longest_side: int) -> np.ndarray:
 
 
 def _find_in_plane(grey: np.ndarray) -> InkMap | None:
-    if _ink_is_light(grey):
+    light = _ink_is_light(grey)
+    # Chalk and light pens are for dark ground: what is a little lighter than bright paper is the light's own doing.
+    chalk_on_paper = light and float(np.median(grey)) > _DARKEST_PAPER
+    if light:
         grey = 255 - grey
     contrast = _contrast(grey, paper_window=min(grey.shape) / 5)
+    if _paper_and_noise(contrast)[1] > _GRAIN:
+        contrast = cv2.GaussianBlur(contrast, (0, 0), 1)
     levels = _levels(contrast)
     if levels is None:
         return None
@@ -84,7 +96,7 @@ def _find_in_plane(grey: np.ndarray) -> InkMap | None:
     mask = ((contrast > threshold) & (foreign == 0)).astype(np.uint8)
     foreign |= _specks(mask, stroke_width(mask))
     mask &= 1 - foreign
-    if not mask.any():
+    if not mask.any() or (pen < _FAINT_INK and (chalk_on_paper or not _has_strokes(mask))):
         return None
     # Also around it, where blur has spread it, but not where that is ink.
     contrast[cv2.dilate(foreign, np.ones((3, 3), np.uint8)) > mask] = 0
@@ -116,18 +128,30 @@ def _contrast(grey: np.ndarray, paper_window: float) -> np.ndarray:
     if min(small.shape) >= 200:
         small = cv2.medianBlur(small, 3)  # else the brightest pixel in the window would be noise
     window = max(int(paper_window * max(small.shape) / max(grey.shape)), 9) | 1
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (window, window))
+    square = np.ones((window, window), np.uint8)  # and not a disc: OpenCV does squares row by row, however large
     padded = cv2.copyMakeBorder(small, window, window, window, window, cv2.BORDER_REPLICATE)
-    paper = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, disc)
-    paper = cv2.GaussianBlur(paper[window:-window, window:-window], (0, 0), window / 6)
+    paper = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, square)
+    paper = cv2.GaussianBlur(paper[window:-window, window:-window], (0, 0), 1)
     paper = cv2.resize(paper, grey.shape[::-1], interpolation=cv2.INTER_LINEAR).astype(np.float32)
-    return np.clip((paper - grey) / np.maximum(paper, 1), 0, 1).astype(np.float32)
+    return np.clip((paper - grey) / np.maximum(paper, _DARKEST_PAPER), 0, 1).astype(np.float32)
+
+
+def _paper_and_noise(contrast: np.ndarray) -> tuple[float, float]:
+    """
+    Median and, measured without regard to the ink, standard deviation of the contrast.
+
+    Relative to its paper, noise is strongest where the light is weakest, so the noisiest quarter of the picture
+    counts, up to three times the whole: a quarter full of ink shows nothing.
+    """
+    height, width = contrast.shape[0] // 2, contrast.shape[1] // 2
+    quarters = [part for half in (contrast[:height], contrast[height:]) for part in (half[:, :width], half[:, width:])]
+    deviations = [float(np.median(np.abs(part - np.median(part)))) for part in (contrast, *quarters)]
+    return float(np.median(contrast)), 1.4826 * min(max(deviations), 3 * deviations[0])
 
 
 def _levels(contrast: np.ndarray) -> tuple[float, float] | None:
     """Contrast above which a pixel is no noise, and that of the pen; None if nothing stands out from the paper."""
-    paper = float(np.median(contrast))
-    noise = 1.4826 * float(np.median(np.abs(contrast - paper)))
+    paper, noise = _paper_and_noise(contrast)
     floor = paper + max(4 * noise, 0.04)
     marks = contrast[contrast > floor]
     if not marks.size:
@@ -162,6 +186,14 @@ def stroke_width(mask: np.ndarray) -> float:
     distance = cv2.distanceTransform(padded, cv2.DIST_L2, 5)
     middle = (distance == cv2.dilate(distance, np.ones((3, 3), np.uint8))) & (distance > 0)
     return max(1.0, 2 * float(np.median(distance[middle])) / zoom)
+
+
+def _has_strokes(mask: np.ndarray) -> bool:
+    """Whether some mark is long for its picture, and for its own area, as strokes are and grain and stains are not."""
+    boxes = cv2.connectedComponentsWithStats(mask, connectivity=8)[2][1:]
+    length = np.hypot(boxes[:, cv2.CC_STAT_WIDTH], boxes[:, cv2.CC_STAT_HEIGHT])
+    solid = boxes[:, cv2.CC_STAT_AREA] > 2 * length  # grain joins in threads of one pixel
+    return bool((solid & (length > max(12, max(mask.shape) / 60))).any())
 
 
 def _specks(mask: np.ndarray, width: float) -> np.ndarray:
