@@ -97,15 +97,16 @@ class LatexGrammarLogitsProcessor(LogitsProcessor):
 
     def _follow(self, ids: np.ndarray) -> None:
         """Brings the state to the end of `ids` (N, T), whose first column is the start token."""
-        parents = self._parents(ids[:, :-1])
-        if parents is None:
+        prefixes = ids[:, :-1]
+        if np.array_equal(self._ids, prefixes):
+            self._state.read(ids[:, -1])
+        elif (parents := self._parents(prefixes)) is not None:
+            self._state.select(parents)
+            self._state.read(ids[:, -1])
+        else:
             self._state = GrammarState(self.tables, len(ids))
             for column in ids[:, 1:].T:
                 self._state.read(column)
-        else:
-            if len(parents) != len(self._ids) or (parents[1:] <= parents[:-1]).any():
-                self._state.select(parents)
-            self._state.read(ids[:, -1])
         self._ids = ids.copy()
 
     def _parents(self, prefixes: np.ndarray) -> np.ndarray | None:
@@ -113,11 +114,10 @@ class LatexGrammarLogitsProcessor(LogitsProcessor):
         known = self._ids
         if not known.size or known.shape[1] != prefixes.shape[1]:
             return None
-        if np.array_equal(known, prefixes):
-            return np.arange(len(known))
-        hashes = known @ _hash_weights(known.shape[1])
+        weights = _hash_weights(known.shape[1])
+        hashes = known @ weights
         order = hashes.argsort()
-        found = hashes[order].searchsorted(prefixes @ _hash_weights(known.shape[1])).clip(max=len(order) - 1)
+        found = hashes[order].searchsorted(prefixes @ weights).clip(max=len(order) - 1)
         parents = order[found]
         return parents if np.array_equal(known[parents], prefixes) else None
 

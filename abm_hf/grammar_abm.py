@@ -317,7 +317,7 @@ def _tabulate(moves: dict[Hashable, dict[Role, Move]], roles: list[Role | None])
             legal[place] = True
             then[place] = -1 if move.then is None else number[move.then]
             later[place] = -1 if move.later is None else number[move.later]
-    closing = np.full(len(moves) + 1, NEVER)
+    closing = np.full(len(moves) + 1, NEVER, np.int32)  # narrow: its like is compared for each token of each row
     closing[[number[_OVER], -1]] = 0
     while True:
         after = np.where(legal, closing[then] + closing[later], NEVER).clip(max=NEVER)
@@ -325,7 +325,6 @@ def _tabulate(moves: dict[Hashable, dict[Role, Move]], roles: list[Role | None])
         if (shorter == closing[:-1]).all():
             break
         closing[:-1] = shorter
-    after = after.astype(np.int32)
     return GrammarTables(then.ravel(), later.ravel(), after, least=after.min(axis=1), closing=closing)
 
 
@@ -339,7 +338,7 @@ class GrammarState:
         self.tables = tables
         self.control = np.zeros(sequences, np.int64)
         self.depth = np.zeros(sequences, np.int64)
-        self.owed = np.zeros(sequences, np.int64)
+        self.owed = np.zeros(sequences, np.int32)
         self.stack = np.zeros((sequences, 16), np.int64)
 
     def select(self, rows: np.ndarray) -> None:
@@ -371,7 +370,7 @@ class GrammarState:
         Where there is too little room for any token, the one that needs least may stand.
         """
         tables = self.tables
-        most = np.maximum(room - 1 - self.owed, tables.least[self.control]).astype(np.int32)
+        most = np.maximum(room - 1 - self.owed, tables.least[self.control])
         return tables.after[self.control] > most[:, None]
 
 

@@ -157,7 +157,7 @@ MODES = [{}, {"num_beams": 3}, {"decoder_direction": "r2l"}, {"decoder_direction
 
 
 @pytest.mark.parametrize("options", MODES, ids=str)
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes=SIZES, seed=st.integers(0, 100))
 def test_a_padded_batch_gives_what_its_pictures_give_alone(
     lively: ABMForConditionalGeneration, options: dict[str, Any], sizes: list[tuple[int, int]], seed: int
