@@ -1,5 +1,6 @@
 """The demo without a browser: what is taken and refused, what is answered, the guard, starting, and the API."""
 
+import asyncio
 import base64
 import contextlib
 import functools
@@ -393,6 +394,42 @@ def test_references_to_files_are_seen(body: Any, refers: bool) -> None:
 def test_a_body_that_cannot_be_parsed_is_not_passed_on() -> None:
     assert guard.refers_to_file(b'{"FileData": ')
     assert guard.refers_to_file(b'"FileData"' + b"[" * 100_000)
+
+
+@pytest.mark.parametrize("declared", [b"1000000000", b"7", b"none"])
+def test_who_sends_too_much_is_heard_out_and_then_told(declared: bytes) -> None:
+    sizes = [2**20] * 30  # three times the limit, whatever was declared
+    said: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"A" * sizes.pop(), "more_body": bool(sizes)}
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    async def never(*_: Any) -> None:
+        raise AssertionError("a large request was passed on")
+
+    headers = [(b"content-length", declared)]
+    scope = {"type": "http", "path": "/gradio_api/queue/join", "method": "POST", "headers": headers}
+    asyncio.run(guard.Guard(never)(scope, receive, send))
+    assert said[0]["status"] == 413 and not sizes
+
+
+def test_who_never_stops_sending_is_cut_off() -> None:
+    received = 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal received
+        received += 2**20
+        return {"type": "http.request", "body": b"A" * 2**20, "more_body": True}
+
+    async def send(_: Any) -> None:
+        pass
+
+    scope = {"type": "http", "path": "/gradio_api/queue/join", "method": "POST", "headers": []}
+    asyncio.run(guard.Guard(send)(scope, receive, send))
+    assert received <= guard.MAX_DISCARDED_BYTES + 2**20
 
 
 # --- starting --------------------------------------------------------------------------------------------------------

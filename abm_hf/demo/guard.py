@@ -12,6 +12,10 @@ from typing import Any
 #: Bytes of a request at most: the largest picture in base64, and room for the rest of the JSON.
 MAX_REQUEST_BYTES = 9 * 2**20
 
+#: Bytes of a refused request that are still received and thrown away: who is cut off in the middle of sending sees a
+#: broken connection instead of the reason.
+MAX_DISCARDED_BYTES = 64 * 2**20
+
 #: Routes of Gradio that the demo does not use, below `/gradio_api/` or at the root.
 CLOSED = (
     "upload", "upload_progress", "file", "stream", "proxy", "component_server", "custom_component", "monitoring",
@@ -56,22 +60,24 @@ class Guard:
             await self.app(scope, _replay(body, receive), send)
 
     async def _read(self, scope: MutableMapping[str, Any], receive: Receive) -> bytes | None:
-        """The whole body, or `None` where it is too large; a body that says so itself is not read at all."""
+        """The whole body, or `None` where it is too large; of that nothing is kept, whatever length it declared."""
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if not declared.isdigit() or int(declared) > self.max_bytes:
-            return None
-        chunks, size, more = [], 0, True
-        while more:
+        keep = declared.isdigit() and int(declared) <= self.max_bytes
+        chunks: list[bytes] = []
+        size, more = 0, True
+        while more and size <= MAX_DISCARDED_BYTES:
             message = await receive()
             if message["type"] == "http.disconnect":
                 break
             chunk = message.get("body", b"")
             size += len(chunk)
-            if size > self.max_bytes:
-                return None
-            chunks.append(chunk)
+            keep = keep and size <= self.max_bytes
+            if keep:
+                chunks.append(chunk)
+            else:
+                chunks.clear()
             more = message.get("more_body", False)
-        return b"".join(chunks)
+        return b"".join(chunks) if keep else None
 
 
 def is_closed(path: str) -> bool:
