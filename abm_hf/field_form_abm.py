@@ -121,9 +121,9 @@ def _with_pen(mask: np.ndarray, pen: float) -> np.ndarray:
     The same strokes drawn with a pen of another width (px).
 
     The outline moves in or out by half the difference, which keeps the shape better than drawing the middle line
-    anew: against the published images, distorted in thirteen ways, the overlap (IoU) is 0.73 to 0.83 where thinning
-    reaches 0.55 to 0.77, and leaving the width as it is 0 to 0.82. Where a stroke is so thin that it would vanish,
-    its middle line is drawn instead.
+    anew: overlap (IoU) with ten published images, distorted in eighteen ways (a third to four times the size, pens of
+    a third to twice the width, blur, photographs), is 0.76 to 1.0, where thinning gives 0.64 to 0.79, and leaving the
+    width as it is 0 to 1.0. Where a stroke is so thin that it would vanish, its middle line is drawn instead.
     """
     shift = (stroke_width(mask) - pen) / 2
     if shift <= 0:
