@@ -94,7 +94,7 @@ def test_offline_zip_and_folder_are_read_alike(tmp_path: Path, root: str) -> Non
     "captions, images, message",
     [
         ("a x\n", {"a": b""}, "line 1: expected a name, a tab"),
-        ("a\tx\nb\ty\n", {"a": bmp(picture(4, 4))}, r"has no img/b\.bmp"),
+        ("a\tx\nb\ty\n", {"a": bmp(picture(4, 4))}, r"there is no train/img/b\.bmp"),
         ("a\tx\n", {"a": b"BM nothing"}, "not an image"),
     ],
 )

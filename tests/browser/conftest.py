@@ -29,7 +29,7 @@ FLAGS = [
 PATIENCE = 120_000
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     """A browser, or a skip that cannot be overlooked."""
     try:
@@ -51,14 +51,14 @@ def _skip_loudly(reason: str) -> None:
     pytest.skip(message)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def recognizer() -> Any:
     from fake_recognizer import FakeRecognizer
 
     return FakeRecognizer()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def address(recognizer: Any) -> Iterator[str]:
     pytest.importorskip("gradio", reason="the demo needs gradio: pip install abm-hf[demo]")
     from abm_hf.demo import app
