@@ -52,7 +52,8 @@ def redraw(ink: InkMap, component_height: float, margin: int, max_pixels: int) -
     scale = scale_to_field(ink, component_height)
     if _has_field_pen(ink.mask) and 1 / _SIZE_TOLERANCE < scale < _SIZE_TOLERANCE:
         scale = 1.0
-    scale = _within_budget(scale, width, height, 2 * margin, max_pixels)
+    # A thin stroke grows by the width of the pen, and sides are rounded up.
+    scale = _within_budget(scale, width, height, 2 * margin + _PEN + 1, max_pixels)
     if _has_field_pen(ink.mask) and scale == 1:
         inked = ink.mask
     else:
