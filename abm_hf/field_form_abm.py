@@ -52,9 +52,17 @@ def redraw(ink: InkMap, component_height: float, margin: int, max_pixels: int) -
     scale = scale_to_field(ink, component_height)
     if _has_field_pen(ink.mask) and 1 / _SIZE_TOLERANCE < scale < _SIZE_TOLERANCE:
         scale = 1.0
-    # A thin stroke grows by the width of the pen, and sides are rounded up.
-    scale = _within_budget(scale, width, height, 2 * margin + _PEN + 1, max_pixels)
-    if _has_field_pen(ink.mask) and scale == 1:
+    scale = _within_budget(scale, width, height, 2 * margin, max_pixels)
+    image = _drawn(ink, scale, margin)
+    while image.size > max_pixels:  # thin strokes grow by the width of the pen, soft edges by their blur
+        scale *= 0.97
+        image = _drawn(ink, scale, margin)
+    return image
+
+
+def _drawn(ink: InkMap, scale: float, margin: int) -> np.ndarray:
+    """Ink at a given scale, with the field's pen and margins."""
+    if scale == 1 and _has_field_pen(ink.mask):
         inked = ink.mask
     else:
         # Fine enough for the pen that is there and for the one to come, so that the outline can move by parts of a px.
