@@ -164,6 +164,8 @@ class ABMImageProcessor(PilBackend):
         for name, least in bounds.items():
             if kwargs[name] < least:
                 raise ValueError(f"{name} must be at least {least}, not {kwargs[name]}.")
+        if (2 * kwargs["margin"] + 8) ** 2 > kwargs["max_pixels"]:
+            raise ValueError(f"margin {kwargs['margin']} leaves no room for ink within max_pixels: raise the latter.")
         multiples = kwargs["pad_to_multiple_of"]
         if len(multiples) != 2 or min(multiples) < 1:
             raise ValueError(f"pad_to_multiple_of must be two positive numbers (height, width), not {multiples}.")

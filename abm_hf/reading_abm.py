@@ -55,7 +55,7 @@ def read_formulas(
         top_k (`int`): hypotheses returned for each picture; raises `num_beams` where it is smaller.
         max_length (`int`): most tokens of an answer, start and end included.
         grammar (`bool`): whether only well-formed LaTeX can be written.
-        two_way (`bool`): whether both branches propose and judge; about three times the work of one.
+        two_way (`bool`): whether both branches propose and judge; about three and a half times the work of one.
         generate_kwargs: further options of `generate`; not with `two_way`.
 
     Returns:

@@ -118,7 +118,7 @@ class Recognizer:
             batch_size: pictures decoded together; they are sorted by size for this.
             max_length: most tokens of an answer.
             grammar: whether only well-formed LaTeX can be written.
-            two_way: whether both branches propose and judge: more accurate, about three times the work.
+            two_way: whether both branches propose and judge: more accurate, about three and a half times the work.
             errors: `"raise"` at the first picture that cannot be read, or `"return"` a [`Recognition`] with `error`.
 
         Returns:

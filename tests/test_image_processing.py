@@ -478,3 +478,8 @@ def test_published_images_of_another_size_come_back(crohme_offline: Path, scale:
         sizes.append(result.shape[0] / image.shape[0])
     assert np.mean(agreements) > 0.93
     assert np.median(sizes) == pytest.approx(1, abs=0.1)
+
+
+def test_margins_must_leave_room_for_ink() -> None:
+    with pytest.raises(ValueError, match="leaves no room"):
+        ABMImageProcessor(margin=100, max_pixels=1024)
