@@ -97,7 +97,7 @@ def test_processes_share_the_stream_and_weights_restore_the_mean(world_size: int
     limits = BatchLimits(max_images=5)
     steps = 30
     group = world_size * accumulation
-    alone = list(itertools.islice(BucketBatchSampler(*sizes, limits, seed=1), steps * group))
+    alone = list(itertools.islice(BucketBatchSampler(*sizes, limits, seed=1, accumulation=group), steps * group))
     shares = [
         list(
             itertools.islice(
@@ -186,3 +186,19 @@ def test_padding_wastes_under_15_percent_of_crohme(crohme_offline: Path) -> None
     shapes = np.array([item.image.shape for item in items])
     lengths = np.array([len(item.latex.split()) for item in items])
     assert waste_of((shapes[:, 0], shapes[:, 1], lengths), (0.7, 1.4), "bucket") < 0.15
+
+
+@pytest.mark.parametrize(("world_size", "accumulation"), [(2, 1), (3, 2)])
+def test_batches_of_one_step_cost_about_the_same(world_size: int, accumulation: int) -> None:
+    sizes = crohme_like(2000)
+    streams = [
+        iter(BucketBatchSampler(*sizes, rank=rank, world_size=world_size, accumulation=accumulation))
+        for rank in range(world_size)
+    ]
+    sampler = BucketBatchSampler(*sizes)
+    waits = []
+    for _ in range(4 * sampler.batches_per_epoch() // (world_size * accumulation)):  # over the ends of epochs
+        steps = [[next(stream) for _ in range(accumulation)] for stream in streams]
+        costs = [sum(sampler._cost(np.array(b.indices), b.scale) for b in step) for step in steps]
+        waits.append(1 - np.mean(costs) / max(costs))
+    assert np.mean(waits) < 0.05

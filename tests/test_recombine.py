@@ -8,10 +8,12 @@ import pytest
 from lxml import etree
 
 from abm_hf.data.ink import Ink
-from abm_hf.data.inkml import read_inkml
-from abm_hf.data.latex import LatexError, is_well_formed, normalize_latex
-from abm_hf.data.recombine import align_symbols, recombine
+from abm_hf.data.inkml import read_inkml, write_inkml
+from abm_hf.data.latex import LatexError, is_well_formed, normalize_latex, parse_latex
+from abm_hf.data.prepare import load_prepared, prepare_dataset
+from abm_hf.data.recombine import SymbolBank, align_symbols, recombine, substitute
 from abm_hf.data.render import render_ink
+from abm_hf.data.source import PrepareError
 from abm_hf.data.synthetic import handwritten, synthetic_ink
 
 
@@ -146,3 +148,44 @@ def mathml_of(path: Path) -> tuple[dict[str, int], dict[frozenset[int], str]]:
         if own and target is not None:
             references[own] = target.get("href")
     return {identifier: place for place, identifier in enumerate(ids)}, references
+
+
+def test_symbols_change_for_others_of_their_shape():
+    inks = [
+        aligned(handwritten(label, seed)) for seed, label in enumerate((r"x ^ { 2 } + a _ { 1 } = \sin y", "3 n - b"))
+    ]
+    bank, rng = SymbolBank(inks), np.random.default_rng(0)
+    labels = set()
+    for _ in range(40):
+        ink = substitute(inks[0], bank, rng, share=0.7).ink
+        parse_latex(ink.label or "")
+        x, power, two, plus = (ink.label or "").split()[:2] + (ink.label or "").split()[3:6:2]
+        assert x in ("x", "a", "n") and power == "^" and two in "123" and plus in "+-"
+        realigned = align_symbols(ink)
+        assert realigned is not None and realigned.ink.symbols == ink.symbols
+        labels.add(ink.label)
+    assert len(labels) > 10
+
+
+def test_an_empty_bank_changes_nothing():
+    target = aligned(handwritten("x + 1", 3))
+    assert substitute(target, SymbolBank([]), np.random.default_rng(0), share=1.0) is target
+
+
+def test_a_tree_of_ink_is_recombined(tmp_path: Path):
+    folder = tmp_path / "tree" / "train" / "own"
+    folder.mkdir(parents=True)
+    for seed, label in enumerate((r"x ^ { 2 } + a", "3 n - b", r"\frac { 1 } { y }")):
+        write_inkml(handwritten(label, seed), folder / f"{seed}.inkml")
+    reports = [
+        prepare_dataset("crohme-recombined", tmp_path / "tree", tmp_path / name, variations=20, shard_size=size)
+        for name, size in (("one", 1024), ("two", 7))
+    ]
+    assert [report.total.kept for report in reports] == [60, 60]
+    rows = [load_prepared(tmp_path / name)["train"]["latex"] for name in ("one", "two")]
+    assert rows[0] == rows[1] and len(set(rows[0])) > 20
+
+
+def test_only_recombination_has_variations(tmp_path: Path):
+    with pytest.raises(PrepareError, match="variations"):
+        prepare_dataset("crohme-inkml", tmp_path, tmp_path / "out", variations=2)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _SOURCES = {
     "crohme-inkml": (".crohme", "CrohmeInkML", "CROHME's InkML tree: train/<origin>/, test2013/, test2014/, ..."),
+    "crohme-recombined": (".recombined", "CrohmeRecombined", "the same tree: its training ink put together anew"),
     "crohme-offline": (
         ".crohme",
         "CrohmeOffline",
@@ -45,15 +46,21 @@ _SOURCES = {
 
 
 def make_source(
-    name: str, path: str | os.PathLike[str], *, convention: str | None = None, vocabulary: str | None = None
+    name: str,
+    path: str | os.PathLike[str],
+    *,
+    convention: str | None = None,
+    vocabulary: str | None = None,
+    variations: int | None = None,
 ) -> "Source":
     """A source by its name on the command line.
 
     Args:
-        name: `crohme-inkml`, `crohme-offline`, `wap`, `hme100k`, `mathwriting` or `imagefolder`.
+        name: `crohme-inkml`, `crohme-recombined`, `crohme-offline`, `wap`, `hme100k`, `mathwriting` or `imagefolder`.
         path: What it is read from.
         convention: Of the labels; by default `published` where labels come as tokens, else `abm`.
         vocabulary: `crohme`, `any` or a file with one token a line; by default `crohme` for CROHME, else `any`.
+        variations: Of `crohme-recombined`: expressions made for each one that there is, 3 by default.
 
     Raises:
         PrepareError: The name or an option is unknown, or the path does not exist.
@@ -68,7 +75,10 @@ def make_source(
     if not path.exists():
         raise PrepareError(f"{path} does not exist")
     tokens = _read_vocabulary(vocabulary or kind.default_vocabulary)
-    return kind(path, LabelRule(convention or kind.default_convention, tokens))
+    options = {} if variations is None else {"variations": variations}
+    if options and not hasattr(kind, "variations"):
+        raise PrepareError(f"{name} has no variations: they are made by crohme-recombined")
+    return kind(path, LabelRule(convention or kind.default_convention, tokens), **options)
 
 
 def _read_vocabulary(name: str) -> frozenset[str] | None:
@@ -93,6 +103,7 @@ def prepare_dataset(
     *,
     convention: str | None = None,
     vocabulary: str | None = None,
+    variations: int | None = None,
     splits: Sequence[str] | None = None,
     num_proc: int = 1,
     shard_size: int = 1024,
@@ -103,7 +114,7 @@ def prepare_dataset(
     """Writes a prepared data set, or what is missing of it.
 
     Args:
-        name, path, convention, vocabulary: See [`make_source`].
+        name, path, convention, vocabulary, variations: See [`make_source`].
         output: Folder to write to; new, empty, or holding the same data set, finished or not.
         splits: Only these; all by default.
         num_proc: Processes; the result does not depend on it.
@@ -124,7 +135,8 @@ def prepare_dataset(
 
     if num_proc < 1 or shard_size < 1:
         raise PrepareError(f"need num_proc >= 1 and shard_size >= 1, got {num_proc} and {shard_size}")
-    source, output = make_source(name, path, convention=convention, vocabulary=vocabulary), Path(output)
+    source = make_source(name, path, convention=convention, vocabulary=vocabulary, variations=variations)
+    output = Path(output)
     shards = plan_shards(source, shard_size, splits)
     claim(output, fingerprint(source, shards), overwrite)
     missing = [shard for shard in shards if finished(output, shard) is None]
@@ -292,6 +304,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vocabulary", metavar="NAME", help="crohme, any, or a file of tokens (default: crohme for CROHME, else any)"
     )
+    parser.add_argument(
+        "--variations", type=int, metavar="N", help="crohme-recombined: new expressions for each old one (default: 3)"
+    )
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="only these splits")
     parser.add_argument(
         "--shard-size", type=int, default=1024, metavar="N", help="expressions in a file (default: 1024)"
@@ -315,6 +330,7 @@ def run(namespace: argparse.Namespace) -> int:
             namespace.output,
             convention=namespace.convention,
             vocabulary=namespace.vocabulary,
+            variations=namespace.variations,
             splits=namespace.splits,
             num_proc=namespace.num_proc,
             shard_size=namespace.shard_size,

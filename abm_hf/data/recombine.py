@@ -5,7 +5,8 @@ CROHME does not say where a token occurs twice: top-down along the structure tre
 and every fraction, root and script by its geometry, and the number of each token in every piece must come out right.
 Ink for which it does not is refused rather than guessed.
 
-Then [`recombine`] exchanges script, numerator, denominator, radicand or the inside of a fence for a part of the same
+Then [`substitute`] exchanges single symbols for others of their shape, or for the same one in another hand; and
+[`recombine`] exchanges script, numerator, denominator, radicand or the inside of a fence for a part of the same
 kind from other ink: scaled to the same size of writing, with bars above and below stretched and everything to the
 right moved on. What would collide is refused. The label changes with the ink and stays well-formed. Nothing of this
 happens unless it is called.
@@ -25,6 +26,20 @@ from abm_hf.data.latex import Symbol as Leaf
 #: Spellings that segmentations use for the tokens of labels, and tokens that look alike once written.
 _LOOKS = {"\\lt": "<", "\\gt": ">", "COMMA": ",", "\\frac": "-", "\\cdots": "\\ldots", "\\cdot": ".", "'": "\\prime"}
 _OPENING = {"(": ")", "[": "]", "\\{": "\\}"}
+#: Symbols that stand in each other's place: as tall, on the same line, and of one role. All others only in their own.
+_SHAPES = {
+    token: shape
+    for shape, tokens in {
+        "digit": "0 1 2 3 4 5 6 7 8 9",
+        "small": "a c e m n o r s u v w x z \\alpha \\pi \\sigma",
+        "tall": "A B C E F G H I L M N P R S T V X Y b d f h i k l t \\Delta \\theta \\lambda",
+        "hanging": "g j p q y \\beta \\gamma \\mu \\phi",
+        "operator": "+ - \\pm \\times \\div",
+        "relation": "= \\neq \\leq \\geq \\lt \\gt",
+        "function": "\\sin \\cos \\tan \\log",
+    }.items()
+    for token in tokens.split()
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +47,8 @@ class Slot:
     """A part of an expression that another of the same kind can take the place of.
 
     Args:
-        kind (`str`): `"sub"`, `"sup"`, `"numerator"`, `"denominator"`, `"radicand"` or `"fence"`.
+        kind (`str`): `"sub"`, `"sup"`, `"numerator"`, `"denominator"`, `"radicand"` or `"fence"`; of a single symbol
+            its shape, or its token.
         tokens (`tuple[int, int]`): First token of the part, and the one after its last.
         symbols (`tuple[int, int]`): The same among the symbols in the order of the label.
     """
@@ -50,11 +66,23 @@ class Alignment:
         ink ([`Ink`]): The ink, its `symbols` in that order and its `label` in the token form.
         tokens (`tuple[str, ...]`): The label.
         slots (`tuple[Slot, ...]`): Its exchangeable parts.
+        symbols (`tuple[Slot, ...]`): Its exchangeable symbols.
     """
 
     ink: Ink
     tokens: tuple[str, ...]
     slots: tuple[Slot, ...]
+    symbols: tuple[Slot, ...]
+
+    @classmethod
+    def of(cls, ink: Ink) -> "Alignment":
+        """Of ink whose symbols stand in the order of its label already, as in what [`recombine`] gives.
+
+        Raises:
+            LatexError: The label is not in the token form.
+        """
+        tokens = tuple((ink.label or "").split())
+        return cls(ink, tokens, *_slots(parse_latex(tokens)))
 
 
 class _Mismatch(Exception):
@@ -95,8 +123,7 @@ def align_symbols(ink: Ink, label: str | None = None) -> Alignment | None:
     except _Mismatch:
         return None
     symbols = tuple(ink.symbols[index] for index in order)
-    aligned = Ink(ink.strokes, " ".join(words), symbols, ink.annotations)
-    return Alignment(aligned, words, tuple(_slots(tree)))
+    return Alignment.of(Ink(ink.strokes, " ".join(words), symbols, ink.annotations))
 
 
 class _Aligner:
@@ -213,16 +240,80 @@ def recombine(
     for choice in rng.permutation(len(pairs))[:attempts]:
         mine, theirs = pairs[choice]
         if target.tokens[slice(*mine.tokens)] != donor.tokens[slice(*theirs.tokens)]:
-            ink = _exchange(target, mine, donor, theirs, max_growth)
+            old, new = _strokes_of(target, mine), _strokes_of(donor, theirs)
+            scale = _writing_size(old) / _writing_size(new)
+            ink = _exchange(target, mine, donor, theirs, scale, max_growth)
             if ink is not None:
                 return ink
     return None
 
 
-def _exchange(target: Alignment, mine: Slot, donor: Alignment, theirs: Slot, max_growth: float) -> Ink | None:
+class SymbolBank:
+    """All symbols of a collection of ink, by shape and token, to draw from.
+
+    Args:
+        alignments (`Sequence[Alignment]`): From [`align_symbols`].
+    """
+
+    def __init__(self, alignments: Sequence[Alignment]):
+        self._found: dict[str, dict[str, list[tuple[Alignment, Slot]]]] = {}
+        for alignment in alignments:
+            for slot in alignment.symbols:
+                tokens = self._found.setdefault(slot.kind, {})
+                tokens.setdefault(alignment.tokens[slot.tokens[0]], []).append((alignment, slot))
+
+    def draw(self, kind: str, rng: np.random.Generator) -> tuple[Alignment, Slot] | None:
+        """A symbol of that kind; rare tokens come more often than their share, as the root of their number."""
+        tokens = self._found.get(kind)
+        if not tokens:
+            return None
+        names = list(tokens)
+        shares = np.sqrt([len(tokens[name]) for name in names])
+        found = tokens[names[int(rng.choice(len(names), p=shares / shares.sum()))]]
+        return found[int(rng.integers(len(found)))]
+
+
+def substitute(target: Alignment, bank: SymbolBank, rng: np.random.Generator, *, share: float = 0.5) -> Alignment:
+    """Exchanges symbols for others of the same shape: digits for digits, relations for relations, an x for an n.
+
+    Args:
+        target ([`Alignment`]): From [`align_symbols`].
+        bank ([`SymbolBank`]): Where the others come from.
+        rng (`np.random.Generator`): Chooses the symbols.
+        share (`float`, *optional*, defaults to 0.5): Of the symbols that are exchanged; fewer, where they do not fit.
+
+    Returns:
+        [`Alignment`]: `target` itself where nothing was exchanged.
+    """
+    for place in np.flatnonzero(rng.random(len(target.symbols)) < share):
+        mine = target.symbols[place]
+        drawn = bank.draw(mine.kind, rng)
+        if drawn is None:
+            continue
+        donor, theirs = drawn
+        scale = _extent(_box_of_slot(target, mine), mine.kind) / _extent(_box_of_slot(donor, theirs), mine.kind)
+        ink = _exchange(target, mine, donor, theirs, scale, max_growth=1.2)
+        if ink is not None and ink.label is not None:
+            target = Alignment(ink, tuple(ink.label.split()), target.slots, target.symbols)
+    return target
+
+
+def _box_of_slot(alignment: Alignment, slot: Slot) -> _Box:
+    return _box_of([stroke for symbol in _strokes_of(alignment, slot) for stroke in symbol])
+
+
+def _extent(box: _Box, kind: str) -> float:
+    """What makes symbols of one shape equally large: their height, or the larger side where some are flat."""
+    width, height = box.right - box.left, box.bottom - box.top
+    flat = kind in ("operator", "relation") or height < 0.3 * width
+    return max(width, height) if flat else max(height, 1e-6 * width, 1e-9)
+
+
+def _exchange(
+    target: Alignment, mine: Slot, donor: Alignment, theirs: Slot, scale: float, max_growth: float
+) -> Ink | None:
     old, new = _strokes_of(target, mine), _strokes_of(donor, theirs)
     old_box = _box_of([stroke for symbol in old for stroke in symbol])
-    scale = _writing_size(old) / _writing_size(new)
     new = [[stroke * scale for stroke in symbol] for symbol in new]
     box = _box_of([stroke for symbol in new for stroke in symbol])
     height, old_height = box.bottom - box.top, old_box.bottom - old_box.top
@@ -344,13 +435,16 @@ def _assemble(tokens: list[str], pieces: Sequence[tuple[Symbol, list[np.ndarray]
     return Ink(tuple(strokes), " ".join(tokens), tuple(symbols), {"source": "recombined"})
 
 
-def _slots(tree: Row) -> list[Slot]:
-    """Every exchangeable part of the tree, found by walking it with the positions of its tokens in hand."""
+def _slots(tree: Row) -> tuple[tuple[Slot, ...], tuple[Slot, ...]]:
+    """Every exchangeable part and symbol of the tree, found by walking it with the positions of its tokens in hand."""
     slots: list[Slot] = []
+    symbols: list[Slot] = []
 
     def walk(node: Node, token: int, symbol: int) -> tuple[int, int]:
         kinds = _kinds(node)
         if isinstance(node, Leaf):
+            kind = _SHAPES.get(node.token, node.token)
+            symbols.append(Slot(kind, (token, token + 1), (symbol, symbol + 1)))
             return token + 1, symbol + 1
         starts = []
         for part in node.parts():
@@ -370,7 +464,7 @@ def _slots(tree: Row) -> list[Slot]:
         return token, symbol
 
     walk(tree, 0, 0)
-    return [slot for slot in slots if slot.symbols[0] < slot.symbols[1]]
+    return tuple(slot for slot in slots if slot.symbols[0] < slot.symbols[1]), tuple(symbols)
 
 
 def _kinds(node: Node) -> dict[int, str]:
