@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from . import __version__
 
 if TYPE_CHECKING:
-    from .recognition import Recognition, Recognizer
+    from .recognition import Recognizer
+    from .recognizing import Recognition
 
 _STDIN = "-"
 # Inputs prepared at a time, in batches: enough to sort by size, few enough to keep memory flat.
@@ -130,7 +131,7 @@ def _positive(text: str) -> int:
 
 
 def _recognize(options: argparse.Namespace) -> int:
-    from .recognition import iter_inputs
+    from .recognizing import iter_inputs
 
     try:
         inputs: list[Any] = [

@@ -18,7 +18,8 @@ from .metrics.expression_rate import bootstrap_intervals, expression_rate, score
 from .modeling_abm import ABMForConditionalGeneration
 from .pretrained import DEFAULT, checkpoint_path
 from .processing_abm import ABMProcessor
-from .reading_abm import Reading, read_formulas
+from .reading_abm import read_formulas
+from .readings_abm import Reading
 from .training.arguments import ArgumentError, DataArguments
 from .training.evaluation import evaluation_batches
 from .training.items import Items, load_split

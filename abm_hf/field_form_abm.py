@@ -5,10 +5,13 @@ CROHME's offline images were drawn from ink: scaled to a common height, one-pixe
 nothing else, so a picture is brought as near to that as it can be.
 """
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 
-from .ink_extraction_abm import InkMap, stroke_width
+from .image_reading_abm import ImageInputError
+from .ink_extraction_abm import InkMap, find_ink, stroke_width, to_grey
 
 _PEN = 3
 # The field's square pen draws 3 px wide along the axes, 4.2 px diagonally. Of round pens, as real ones are, this one
@@ -17,6 +20,37 @@ _PEN = 3
 _PEN_WIDTH = 3.5
 # Ink drawn with the field's own pen, and of about the field's size, keeps its size: 0.75 to 1.33 of what would be set.
 _SIZE_TOLERANCE = 1.33
+
+
+@dataclass(frozen=True)
+class FieldPicture:
+    """One picture on its way: as read, its ink where that was looked for, and the result, `uint8` (H, W)."""
+
+    read: np.ndarray
+    ink: np.ndarray | None
+    image: np.ndarray
+
+
+def to_field_form(
+    read: np.ndarray, do_normalize: bool, min_side: int, component_height: float, margin: int, max_pixels: int
+) -> FieldPicture:
+    """
+    A picture as `read_picture` returns it to what the network sees; [`ABMImageProcessor`] documents the options.
+
+    Raises:
+        ImageInputError: the picture is under `min_side` (px), or without ink.
+    """
+    height, width = read.shape[:2]
+    if min(height, width) < min_side:
+        raise ImageInputError(f"{width} x {height} px is too small: each side needs {min_side} px")
+    grey = to_grey(read)
+    if not do_normalize:
+        return FieldPicture(read, None, grey)
+    for image in (grey, 255 - grey):
+        if is_field_form(image, margin, max_pixels):
+            return FieldPicture(read, None, image)
+    ink = find_ink(read)
+    return FieldPicture(read, ink.mask, redraw(ink, component_height, margin, max_pixels))
 
 
 def is_field_form(picture: np.ndarray, margin: int, max_pixels: int) -> bool:

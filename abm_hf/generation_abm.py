@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, LogitsProcessor
 from transformers.utils import ModelOutput
 
-from .grammar_abm import NEVER, GrammarState, GrammarTables, compile_grammar
+from .grammar_abm import NEVER, GrammarState, GrammarTables, tokenizer_grammar
 from .modeling_abm import ABMEncoderOutput, ABMForConditionalGeneration
 
 # A log-probability that nothing likely has, but finite; beam search gives the same to hypotheses that do not exist.
@@ -75,11 +75,7 @@ class LatexGrammarLogitsProcessor(LogitsProcessor):
         Raises:
             ValueError: if the direction is unknown.
         """
-        special = set(tokenizer.all_special_ids)
-        tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-        vocabulary = tuple(None if index in special else token for index, token in enumerate(tokens))
-        stop = tokenizer.eos_token_id if direction == "l2r" else tokenizer.bos_token_id
-        return cls(compile_grammar(vocabulary, stop, direction), max_length)
+        return cls(tokenizer_grammar(tokenizer, direction), max_length)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores (N, V) of the token after `input_ids` (N, T), minus infinity where the grammar rules it out."""

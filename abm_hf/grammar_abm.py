@@ -26,7 +26,7 @@ import re
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -287,6 +287,19 @@ def compile_grammar(vocabulary: tuple[str | None, ...], stop: int, direction: st
     return _tabulate(moves, roles)
 
 
+def tokenizer_grammar(tokenizer: Any, direction: str) -> GrammarTables:
+    """Tables for the vocabulary of a tokenizer with one id for each LaTeX token; special tokens are never written.
+
+    Raises:
+        ValueError: if the direction is unknown.
+    """
+    special = set(tokenizer.all_special_ids)
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    vocabulary = tuple(None if index in special else token for index, token in enumerate(tokens))
+    stop = tokenizer.eos_token_id if direction == "l2r" else tokenizer.bos_token_id
+    return compile_grammar(vocabulary, stop, direction)
+
+
 def _explore(automaton: _Forward | _Backward, roles: list[Role]) -> dict[Hashable, dict[Role, Move]]:
     """The moves of all controls that can be reached, the start first and `_OVER` last."""
     moves: dict[Hashable, dict[Role, Move]] = {}
@@ -381,4 +394,5 @@ __all__ = [
     "GrammarState",
     "GrammarTables",
     "compile_grammar",
+    "tokenizer_grammar",
 ]

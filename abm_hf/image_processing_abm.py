@@ -3,7 +3,6 @@
 import difflib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,8 @@ from transformers.image_utils import SizeDict
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType
 
-from .field_form_abm import is_field_form, redraw
+from .field_form_abm import FieldPicture, to_field_form
 from .image_reading_abm import ImageInputError, read_picture, split_batch
-from .ink_extraction_abm import find_ink, to_grey
 
 # Standard options of image processors that have no meaning here: accepting them silently would mislead.
 _WITHOUT_EFFECT = (
@@ -68,20 +66,12 @@ class ABMImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-a
     return_intermediate: bool
 
 
-@dataclass(frozen=True)
-class _Processed:
-    """One picture on its way: as read, its ink where that was looked for, and the result, `uint8` (H, W)."""
-
-    read: np.ndarray
-    ink: np.ndarray | None
-    image: np.ndarray
-
-    def intermediate(self) -> dict[str, Image.Image]:
-        """The steps as pictures, ink dark on light as on paper except for what the model sees."""
-        steps = {"read": Image.fromarray(self.read)}
-        if self.ink is not None:
-            steps["ink"] = Image.fromarray(255 - 255 * self.ink)
-        return steps | {"processed": Image.fromarray(self.image)}
+def _steps_as_pictures(picture: FieldPicture) -> dict[str, Image.Image]:
+    """Ink dark on light as on paper, except for what the model sees."""
+    steps = {"read": Image.fromarray(picture.read)}
+    if picture.ink is not None:
+        steps["ink"] = Image.fromarray(255 - 255 * picture.ink)
+    return steps | {"processed": Image.fromarray(picture.image)}
 
 
 class ABMImageProcessor(PilBackend):
@@ -192,23 +182,13 @@ class ABMImageProcessor(PilBackend):
         margin: int,
         max_pixels: int,
         **kwargs: Any,
-    ) -> _Processed:
+    ) -> FieldPicture:
         read = self.process_image(picture, **kwargs)
-        height, width = read.shape[:2]
-        if min(height, width) < min_side:
-            raise ImageInputError(f"{width} x {height} px is too small: each side needs {min_side} px")
-        grey = to_grey(read)
-        if not do_normalize:
-            return _Processed(read, None, grey)
-        for image in (grey, 255 - grey):
-            if is_field_form(image, margin, max_pixels):
-                return _Processed(read, None, image)
-        ink = find_ink(read)
-        return _Processed(read, ink.mask, redraw(ink, component_height, margin, max_pixels))
+        return to_field_form(read, do_normalize, min_side, component_height, margin, max_pixels)
 
     def _collate(
         self,
-        processed: Sequence[_Processed],
+        processed: Sequence[FieldPicture],
         do_rescale: bool,
         rescale_factor: float,
         do_pad: bool,
@@ -231,7 +211,7 @@ class ABMImageProcessor(PilBackend):
             stack = torch.stack if convert is torch.from_numpy else np.stack
             data = {name: stack(arrays) for name, arrays in data.items()}
         if return_intermediate:
-            data["intermediate"] = [item.intermediate() for item in processed]
+            data["intermediate"] = [_steps_as_pictures(item) for item in processed]
         return BatchFeature(data)
 
 

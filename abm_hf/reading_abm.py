@@ -1,8 +1,5 @@
 """From pixel values to LaTeX with probabilities: what the pipeline and `recognize` share."""
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,26 +7,8 @@ from torch import Tensor
 
 from .generation_abm import LatexGrammarLogitsProcessor, score_sequences, two_way_search
 from .modeling_abm import ABMEncoderOutput, ABMForConditionalGeneration
+from .readings_abm import Reading, distinct_readings, make_reading
 from .tokenization_abm import ABMTokenizer
-
-
-@dataclass(frozen=True)
-class Reading:
-    """One hypothesis about a picture.
-
-    Args:
-        latex: compact LaTeX.
-        score: its probability under the model, 0 to 1; with two-way search the geometric mean of both branches'.
-        tokens: the LaTeX tokens.
-        token_scores: the probability of each token, given the picture and the tokens before it.
-        finished: whether it ended by itself; `False` where it was cut at the greatest length.
-    """
-
-    latex: str
-    score: float
-    tokens: tuple[str, ...] = field(repr=False)
-    token_scores: tuple[float, ...] = field(repr=False)
-    finished: bool = True
 
 
 @torch.inference_mode()
@@ -85,11 +64,11 @@ def read_formulas(
         joint = [None] * len(sequences)
     token_scores = score_sequences(model, encoder_outputs, sequences).exp().tolist()
     readings = [
-        _reading(ids, scores, score, tokenizer)
+        make_reading(ids, scores, score, tokenizer)
         for ids, scores, score in zip(sequences.tolist(), token_scores, joint, strict=True)
     ]
     by_image = [readings[start : start + top_k] for start in range(0, len(readings), top_k)]
-    return [_distinct(candidates) for candidates in by_image]
+    return [distinct_readings(candidates) for candidates in by_image]
 
 
 def _search(
@@ -118,23 +97,4 @@ def _search(
     return sequences[:, 1:]
 
 
-def _reading(ids: Sequence[int], scores: Sequence[float], score: float | None, tokenizer: ABMTokenizer) -> Reading:
-    """A hypothesis without its start token, the probability of each of its ids, and of the whole if it is another."""
-    finished = tokenizer.eos_token_id in ids
-    length = ids.index(tokenizer.eos_token_id) if finished else len(ids)
-    tokens = tuple(tokenizer.convert_ids_to_tokens(ids[:length]))
-    return Reading(
-        latex=tokenizer.decode(ids[:length], skip_special_tokens=True),
-        score=math.prod(scores[: length + finished]) if score is None else score,
-        tokens=tokens,
-        token_scores=tuple(scores[:length]),
-        finished=finished,
-    )
-
-
-def _distinct(readings: Sequence[Reading]) -> list[Reading]:
-    """The most probable first, each text once: `generate` ranks by length-normalised scores and may repeat itself."""
-    best: dict[str, Reading] = {}
-    for reading in sorted(readings, key=lambda reading: -reading.score):
-        best.setdefault(reading.latex, reading)
-    return list(best.values())
+__all__ = ["Reading", "read_formulas"]

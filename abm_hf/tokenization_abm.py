@@ -13,6 +13,8 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
+from .compact_latex_abm import join_tokens
+
 # The 113 classes of the released ABM by id, then the two that only this tokenizer has: a batch needs padding and a
 # user's text may hold anything. The model's output layer ends before them, so neither can be generated.
 _LISTING = r"""
@@ -116,28 +118,7 @@ class ABMTokenizer(TokenizersBackend):
         return self._join(tokens, special) if self.compact else " ".join(tokens)
 
     def _join(self, tokens: Iterable[str], special: frozenset[str]) -> str:
-        """
-        Join tokens so that encoding gives the same tokens again.
-
-        A blank goes where two tokens would run into one: after a control word before a letter (`\\alpha x`), and
-        within what would read as a special token, though it is none (`<eos >`). Each token only adds to the text of
-        those before it, which is what lets a streamer print while the model generates.
-        """
-        text = ""
-        letters_open = False  # text ends with a control word, which a letter would prolong
-        safe_from = 0  # where a look-alike of a special token may begin at the earliest
-        look_alikes = tuple(self.all_special_tokens)
-        for token in tokens:
-            if token in special:
-                text += token
-                letters_open, safe_from = False, len(text)
-                continue
-            runs_on = letters_open and token[0].isascii() and token[0].isalpha()
-            if runs_on or (text[safe_from:] + token).endswith(look_alikes):
-                text += " "
-            text += token
-            letters_open = re.search(r"\\[A-Za-z]+\Z", token) is not None
-        return text
+        return join_tokens(tokens, special, look_alikes=tuple(self.all_special_tokens))
 
     def _decode(
         self,

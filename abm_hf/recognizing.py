@@ -1,0 +1,173 @@
+"""What recognizers have in common, whatever runs the network: inputs, batches, results. Without torch."""
+
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from .data.ink import Ink, InkError
+from .data.inkml import read_inkml
+from .data.render import render_ink
+from .image_reading_abm import ImageInputError
+from .readings_abm import Reading
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+INK_SUFFIXES = frozenset({".inkml"})
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """What was read in one picture.
+
+    Args:
+        latex: the most probable LaTeX, compact; `None` where the picture could not be read.
+        score: its probability under the model, 0 to 1.
+        alternatives: all readings, the most probable first (as many as `top_k` asked for).
+        image: what the model saw, `uint8` (H, W), ink bright on dark.
+        milliseconds: the picture's share of the time that its batch took, reading and normalising included.
+        error: why there is no answer, in one line.
+    """
+
+    latex: str | None
+    score: float
+    alternatives: tuple[Reading, ...] = field(default=(), repr=False)
+    image: np.ndarray | None = field(default=None, repr=False)
+    milliseconds: float = 0.0
+    error: str | None = None
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """LaTeX tokens of the answer."""
+        return self.alternatives[0].tokens if self.alternatives else ()
+
+    @property
+    def token_scores(self) -> tuple[float, ...]:
+        """Probability of each token of the answer."""
+        return self.alternatives[0].token_scores if self.alternatives else ()
+
+
+class BaseRecognizer(ABC):
+    """Reads pictures or ink in batches of like size; how a batch is read is the subclass's."""
+
+    @abstractmethod
+    def normalize(self, image: Any) -> np.ndarray:
+        """One picture to what the model sees of it: `uint8` (H, W), ink bright on dark.
+
+        Raises:
+            ImageInputError: if it cannot be read.
+        """
+
+    @abstractmethod
+    def read(self, pictures: Sequence[np.ndarray], **options: Any) -> list[list[Reading]]:
+        """The readings of each of some prepared pictures, the most probable first.
+
+        Args:
+            pictures: as `prepare` returns them.
+            options: `num_beams`, `top_k`, `max_length`, `grammar` and `two_way`; see `__call__`.
+        """
+
+    def __call__(
+        self,
+        images: Any,
+        *,
+        num_beams: int = 10,
+        top_k: int = 1,
+        batch_size: int = 16,
+        max_length: int = 200,
+        grammar: bool = True,
+        two_way: bool = False,
+        errors: Literal["raise", "return"] = "raise",
+    ) -> list[Recognition]:
+        """Reads pictures or ink.
+
+        Args:
+            images: one or a list of paths (pictures or `.inkml`), PIL images, arrays, tensors, bytes or [`Ink`].
+            num_beams: hypotheses followed at a time; 1 is greedy: faster, less accurate.
+            top_k: readings returned for each picture.
+            batch_size: pictures decoded together; they are sorted by size for this.
+            max_length: most tokens of an answer.
+            grammar: whether only well-formed LaTeX can be written.
+            two_way: whether both branches propose and judge: more accurate, about three and a half times the work.
+            errors: `"raise"` at the first picture that cannot be read, or `"return"` a [`Recognition`] with `error`.
+
+        Returns:
+            One result for each picture, in order.
+
+        Raises:
+            ImageInputError, InkError: for a picture or ink that cannot be read, with `errors="raise"`.
+        """
+        results: dict[int, Recognition] = {}
+        pictures: dict[int, np.ndarray] = {}
+        loading: dict[int, float] = {}
+        for index, image in enumerate(as_list(images)):
+            began = time.perf_counter()
+            try:
+                pictures[index] = self.prepare(image)
+            except (ImageInputError, InkError) as error:
+                if errors == "raise":
+                    raise
+                results[index] = Recognition(None, 0.0, error=str(error))
+            loading[index] = time.perf_counter() - began
+        # Pictures of like size together: padding costs as much as ink.
+        order = sorted(pictures, key=lambda index: pictures[index].shape[::-1])
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            began = time.perf_counter()
+            readings = self.read(
+                [pictures[index] for index in batch],
+                num_beams=num_beams,
+                top_k=top_k,
+                max_length=max_length,
+                grammar=grammar,
+                two_way=two_way,
+            )
+            share = (time.perf_counter() - began) / len(batch)
+            for index, candidates in zip(batch, readings, strict=True):
+                milliseconds = 1000 * (share + loading[index])
+                results[index] = _recognition(candidates, pictures[index], milliseconds)
+        return [results[index] for index in sorted(results)]
+
+    def prepare(self, image: Any) -> np.ndarray:
+        """What the model will see of one picture or ink: `uint8` (H, W), ink bright on dark.
+
+        Raises:
+            ImageInputError, InkError: if it cannot be read.
+        """
+        if isinstance(image, str | os.PathLike) and Path(image).suffix.lower() in INK_SUFFIXES:
+            image = read_inkml(image)
+        if isinstance(image, Ink):
+            return render_ink(image)
+        return self.normalize(image)
+
+
+def iter_inputs(paths: Iterable[str | Path]) -> Iterator[Path]:
+    """The files to read for the given files and folders; folders give their pictures and ink, in order of name.
+
+    Raises:
+        FileNotFoundError: if a folder holds none.
+    """
+    for path in map(Path, paths):
+        if not path.is_dir():
+            yield path
+            continue
+        found = sorted(
+            file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES | INK_SUFFIXES and file.is_file()
+        )
+        if not found:
+            raise FileNotFoundError(f"{path}: a folder without pictures ({', '.join(sorted(IMAGE_SUFFIXES))}) or ink")
+        yield from found
+
+
+def as_list(images: Any) -> list[Any]:
+    """One input or several, as a list."""
+    return list(images) if isinstance(images, list | tuple) else [images]
+
+
+def _recognition(candidates: Sequence[Reading], picture: np.ndarray, milliseconds: float) -> Recognition:
+    best = candidates[0]
+    return Recognition(best.latex, best.score, tuple(candidates), picture, milliseconds)
