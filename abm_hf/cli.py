@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_prepare(commands)
     _add_demo(commands)
     _add_push(commands)
+    _add_push_space(commands)
     _add_info(commands)
     return parser
 
@@ -111,10 +112,22 @@ def _add_push(commands: Any) -> None:
     parser = commands.add_parser("push", help="publish a checkpoint with its code and model card on the Hub")
     parser.add_argument("repository", metavar="REPO", help="such as user/abm-small; made where it does not exist")
     parser.add_argument("--model", help="directory or Hub id; default: the packaged checkpoint")
+    _add_publishing(parser)
+    parser.set_defaults(run=_push)
+
+
+def _add_push_space(commands: Any) -> None:
+    parser = commands.add_parser("push-space", help="publish the demo as a Space on the Hub")
+    parser.add_argument("repository", metavar="REPO", help="such as user/handwriting; made where it does not exist")
+    parser.add_argument("--model", help="Hub id of the weights (MODEL_ID); default: the packaged ones go along")
+    _add_publishing(parser)
+    parser.set_defaults(run=_push_space)
+
+
+def _add_publishing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--public", action="store_true", help="make the repository public; it is private without")
     parser.add_argument("--dry-run", action="store_true", help="only write the directory to --output, no network")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where --dry-run writes")
-    parser.set_defaults(run=_push)
 
 
 def _add_info(commands: Any) -> None:
@@ -319,7 +332,7 @@ def _push(options: argparse.Namespace) -> int:
         return _fail("--dry-run needs --output DIR")
     from transformers.utils import logging
 
-    from .hub import export_checkpoint, push_to_hub
+    from .hub import HubError, export_checkpoint, push_to_hub
 
     logging.disable_progress_bar()
     try:
@@ -328,8 +341,23 @@ def _push(options: argparse.Namespace) -> int:
             print(export_checkpoint(options.model, options.output, options.repository, title))
         else:
             print(push_to_hub(options.repository, options.model, private=not options.public))
-    except (OSError, ValueError) as error:  # the Hub's errors are OSErrors
-        return _fail(f"cannot publish {options.repository}: {_one_line(error)}")
+    except (HubError, OSError, ValueError) as error:
+        return _fail(_about(options.repository, _one_line(error)))
+    return 0
+
+
+def _push_space(options: argparse.Namespace) -> int:
+    if options.dry_run and options.output is None:
+        return _fail("--dry-run needs --output DIR")
+    from .hub import HubError, export_space, push_space
+
+    try:
+        if options.dry_run:
+            print(export_space(options.output, options.model))
+        else:
+            print(push_space(options.repository, options.model, private=not options.public))
+    except (HubError, OSError, ValueError) as error:
+        return _fail(_about(options.repository, _one_line(error)))
     return 0
 
 

@@ -4,19 +4,16 @@ The trees are written from synthetic ink; tests on CROHME itself skip where it i
 """
 
 import argparse
-import base64
 import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 import weakref
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import cv2
@@ -25,6 +22,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from fake_hub import FakeHub, running_hub
 
 from abm_hf.data import prepare
 from abm_hf.data.crohme import load_crohme, origin_of, writer_of
@@ -630,98 +628,37 @@ def test_a_vocabulary_of_ones_own(tmp_path: Path, inks: list[Ink]) -> None:
 # --- the Hub ---
 
 
-class FakeHub(BaseHTTPRequestHandler):
-    """As much of the Hub as an upload needs; what it was given is in the server's lists."""
-
-    def answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("content-length") or 0))
-        self.server.asked.append((self.command, self.path, body))  # type: ignore[attr-defined]
-        status, reply = self.server.reply(self.path, body)  # type: ignore[attr-defined]
-        data = json.dumps(reply).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    do_GET = do_POST = do_PUT = answer
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-class HubServer(ThreadingHTTPServer):
-    refuse = False
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), FakeHub)
-        self.asked: list[tuple[str, str, bytes]] = []
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def reply(self, path: str, body: bytes) -> tuple[int, object]:
-        if self.refuse:
-            return 403, {"error": "no"}
-        if path.endswith("/repos/create"):
-            return 200, {"url": f"{self.address}/datasets/me/set"}
-        if "/preupload/" in path:
-            files = [file["path"] for file in json.loads(body)["files"]]
-            large = [name.endswith(".parquet") for name in files]
-            modes = ["lfs" if lfs else "regular" for lfs in large]
-            return 200, {
-                "files": [
-                    {"path": name, "uploadMode": mode, "shouldIgnore": False}
-                    for name, mode in zip(files, modes, strict=True)
-                ]
-            }
-        if path.endswith("/objects/batch"):
-            objects = json.loads(body)["objects"]
-            for thing in objects:
-                thing["actions"] = {"upload": {"href": f"{self.address}/store/{thing['oid']}", "header": {}}}
-            return 200, {"transfer": "basic", "objects": objects}
-        if "/commit/" in path:
-            return 200, {"commitUrl": f"{self.address}/datasets/me/set/commit/abc", "commitOid": "a" * 40}
-        return 200, [] if "/tree/" in path else {"errors": [], "warnings": []}
-
-
 @pytest.fixture
-def hub() -> Iterator[HubServer]:
-    server = HubServer()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def hub() -> Iterator[FakeHub]:
+    with running_hub() as server:
+        yield server
 
 
-def test_push_to_hub(hub: HubServer, tree: Path, tmp_path: Path) -> None:
+def test_push_to_hub(hub: FakeHub, tree: Path, tmp_path: Path) -> None:
     script = Path(__file__).parent.parent / "scripts" / "prepare_dataset.py"
     options = ["crohme-inkml", "--input", str(tree), "--output", str(tmp_path / "out"), "--push-to-hub", "me/set"]
-    # In a process of its own, as huggingface_hub reads these when it is imported.
-    environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_TOKEN": "hf_none", "HF_HUB_DISABLE_XET": "1"}
+    # In processes of their own, as huggingface_hub and datasets read the address when they are imported.
+    environment = hub.environment(tmp_path / "home")
     done = subprocess.run([sys.executable, str(script), *options], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    created = next(json.loads(body) for _, path, body in hub.asked if path.endswith("/repos/create"))
-    assert created["type"] == "dataset" and created["visibility"] == "private"
-    (commit,) = (body for _, path, body in hub.asked if "/commit/" in path)
-    lines = [json.loads(line) for line in commit.splitlines()]
-    small = {line["value"]["path"]: line["value"]["content"] for line in lines if line["key"] == "file"}
-    assert set(small) == {"README.md", "report.json", "sizes.png", "skipped.jsonl"}  # and no notes
-    assert base64.b64decode(small["README.md"]) == (tmp_path / "out" / "README.md").read_bytes()
-    stored = [body for method, path, body in hub.asked if method == "PUT" and path.startswith("/store/")]
-    assert sorted(stored) == sorted(path.read_bytes() for path in (tmp_path / "out" / "data").iterdir())
+    repository = hub.repositories["dataset", "me/set"]
+    assert repository.made_with["visibility"] == "private"
+    small = {"README.md", "report.json", "sizes.png", "skipped.jsonl"}  # and no notes
+    shards = {f"data/{path.name}": path for path in (tmp_path / "out" / "data").iterdir()}
+    assert set(repository.files) == small | set(shards)
+    assert all(repository.files[name] == path.read_bytes() for name, path in shards.items())
+    code = "import datasets; print({name: part['id'] for name, part in datasets.load_dataset('me/set').items()})"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "e10" in done.stdout and "'train'" in done.stdout and "'test2014'" in done.stdout
 
 
-def test_a_refused_upload_is_an_error(hub: HubServer, tree: Path, tmp_path: Path) -> None:
+def test_a_refused_upload_is_an_error(hub: FakeHub, tree: Path, tmp_path: Path) -> None:
     hub.refuse = True
     prepare_dataset("crohme-inkml", tree, tmp_path / "out")
-    with pytest.raises(PrepareError, match="the upload to me/set failed"):
-        push_prepared(tmp_path / "out", "me/set", endpoint=hub.address)
-    with pytest.raises(PrepareError, match="the upload to me/set/x failed"):
-        push_prepared(tmp_path / "out", "me/set/x", endpoint=hub.address)
+    for name, endpoint in (("me/set", hub.address), ("me/set/x", hub.address), ("me/set", "http://127.0.0.1:9")):
+        with pytest.raises(PrepareError, match=f"the upload to {name} failed"):
+            push_prepared(tmp_path / "out", name, endpoint=endpoint)
 
 
 def test_only_a_finished_data_set_is_uploaded(tmp_path: Path) -> None:

@@ -3,9 +3,10 @@
 import os
 from pathlib import Path
 
-import httpx
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+# HTTPError is that of the library that huggingface_hub speaks HTTP with, which its versions differ in.
+from huggingface_hub.errors import HFValidationError, HTTPError
 
 from .prepare import is_prepared
 from .source import PrepareError
@@ -41,6 +42,6 @@ def push_prepared(
             delete_patterns="data/*",
             commit_message="Upload a prepared data set",
         )
-    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError, ValueError) as error:
+    except (HTTPError, HFValidationError, OSError, ValueError) as error:
         raise PrepareError(f"the upload to {repo_id} failed: {error}") from error
     return str(address)
