@@ -10,6 +10,7 @@ or B · beams in beam search) of T tokens, and K output tokens.
 """
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_abm import ABMConfig
+from .inference_abm import Reader, step_weights
 from .loss_abm import aligned_distillation, cross_entropy, reading_order, released_distillation
 from .recurrence_abm import Memory, Weights, run_recurrence
 
@@ -217,7 +219,8 @@ class ABMGRUCell(nn.Module):
 class ABMCache:
     """The state of a branch between two steps: N hidden vectors and coverage maps, and the pictures' memory.
 
-    The memory holds one row for each image, not for each beam: sequence n reads image n // (N / B).
+    The memory holds one row for each image, not for each beam: sequence n reads image n // (N / B). In a search,
+    images whose result is certain are left out (`keep`); all others go on as if nothing had happened.
     """
 
     is_compileable = False
@@ -228,6 +231,9 @@ class ABMCache:
         self.hidden = hidden
         self.coverage = coverage
         self.length = 0
+        self.copies = len(hidden) // len(memory.keys)
+        self.reader: Reader | None = None  # made by the first step without gradients
+        self.rows: Tensor | None = None  # sequences that are still read, of all that there were; `None`: all
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens read so far."""
@@ -235,8 +241,21 @@ class ABMCache:
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep the sequences `beam_idx` (N,), in this order; each must stay within its image."""
+        if self.rows is not None:
+            there = torch.arange(len(self.rows), device=beam_idx.device)
+            beam_idx = there - there % self.copies + beam_idx[self.rows] % self.copies
         self.hidden = self.hidden.index_select(0, beam_idx)
         self.coverage = self.coverage.index_select(0, beam_idx)
+
+    def keep(self, images: Tensor) -> None:
+        """Leave out the images for which `images` (B,) is `False`; B counts those left out before, too."""
+        rows = images.repeat_interleave(self.copies)
+        kept = rows if self.rows is None else rows[self.rows]
+        if self.reader is None or kept.all() or not kept.any():
+            return
+        self.reader.keep(kept[:: self.copies])
+        self.hidden, self.coverage = self.hidden[kept], self.coverage[kept]
+        self.rows = kept.nonzero()[:, 0] if self.rows is None else self.rows[kept]
 
 
 class ABMDecoderBranch(nn.Module):
@@ -273,8 +292,12 @@ class ABMDecoderBranch(nn.Module):
         """Reads `tokens` (N, T), advancing `state`.
 
         Returns:
-            logits (N, T, K) and attention maps (N, T, h, w).
+            logits (N, T, K) and attention maps (N, T, h, w); both 0 where the state leaves sequences out.
         """
+        if not torch.is_grad_enabled():
+            return self._read(tokens, state)
+        if state.rows is not None:
+            raise ValueError("this state comes from a search that has left pictures out: start a new one for training")
         embedded = self.embedding(tokens)  # (N, T, E)
         # The recurrence itself stays in float32: its products are small, so that half precision would cost more in
         # conversions than it gains, and rounding would add up over the steps. The large part, the attention's
@@ -290,6 +313,38 @@ class ABMDecoderBranch(nn.Module):
         maxout = mixed.unflatten(-1, (-1, 2)).amax(-1)  # (N, T, E / 2)
         return self.classifier(self.dropout(maxout)), attentions.transpose(0, 1)
 
+    def _read(self, tokens: Tensor, state: ABMCache) -> tuple[Tensor, Tensor]:
+        """`forward` where no gradient is wanted."""
+        count = len(tokens)
+        tokens = tokens if state.rows is None else tokens[state.rows]
+        attentions, outputs = [], []
+        with torch.autocast(tokens.device.type, enabled=False):
+            if state.reader is None:
+                state.reader = self._reader(state)
+            for step in tokens.unbind(1):
+                state.hidden, attention, output = state.reader.step(step, state.hidden, state.coverage)
+                state.coverage = state.coverage + attention
+                attentions.append(attention)
+                outputs.append(output)
+            state.length += tokens.shape[1]
+            maxout = torch.stack(outputs, dim=1).unflatten(-1, (-1, 2)).amax(-1)  # (N, T, E / 2)
+            logits = self.classifier(self.dropout(maxout).to(self.classifier.weight.dtype))
+        attention = torch.stack(attentions, dim=1)
+        if state.rows is None:
+            return logits, attention
+        return _among_all(logits, state.rows, count), _among_all(attention, state.rows, count)
+
+    def _reader(self, state: ABMCache) -> Reader:
+        embedding = self.embedding.weight
+        output = self.output_embedding(embedding) + self.output_context.bias + self.output_hidden.bias
+        weights = step_weights(
+            self._step_weights(),
+            tokens=(self.token_gru.input(embedding), output),
+            outputs=(self.output_context.weight, self.output_hidden.weight),
+            dtype=state.hidden.dtype,
+        )
+        return Reader(weights, state.memory, state.copies)
+
     def _step_weights(self) -> Weights:
         return Weights(
             token=self.token_gru.recurrent.weight,
@@ -300,6 +355,21 @@ class ABMDecoderBranch(nn.Module):
             context_recurrent=self.context_gru.recurrent.weight,
             context_bias=self.context_gru.recurrent.bias,
         )
+
+
+class _Search:
+    """How far a call of `generate` has come."""
+
+    improvable: Tensor | None = None  # (B,) in beam search: whether an image's hypotheses may still get better
+
+    def open_images(self, tokens: Tensor, copies: int, pad: int) -> Tensor:
+        """Which images (B,) have a sequence to go on with, given the last `tokens` (N, T)."""
+        if self.improvable is not None:
+            return self.improvable
+        return (tokens != pad).any(1).view(-1, copies).any(1)  # greedy search and sampling pad what is finished
+
+
+_SEARCH: ContextVar[_Search | None] = ContextVar("_SEARCH", default=None)
 
 
 class ABMPreTrainedModel(PreTrainedModel):
@@ -403,6 +473,8 @@ class ABMForConditionalGeneration(ABMPreTrainedModel, GenerationMixin):
             state = past_key_values
             if state is None:
                 state = self._branch(decoder_direction).start(encoder_outputs, len(decoder_input_ids))
+            elif (search := _SEARCH.get()) is not None and state.hidden.device.type == "cpu":
+                state.keep(search.open_images(decoder_input_ids, state.copies, self.config.pad_token_id))
             logits, attentions = self._branch(decoder_direction)(decoder_input_ids, state)
             output = ABMOutput(
                 logits=self._over_vocabulary(logits),
@@ -424,7 +496,19 @@ class ABMForConditionalGeneration(ABMPreTrainedModel, GenerationMixin):
         if decoder_direction == "r2l":
             kwargs.setdefault("decoder_start_token_id", self.config.eos_token_id)
             kwargs.setdefault("eos_token_id", self.config.bos_token_id)
-        return super().generate(*args, decoder_direction=decoder_direction, **kwargs)
+        outer = _SEARCH.set(_Search())
+        try:
+            return super().generate(*args, decoder_direction=decoder_direction, **kwargs)
+        finally:
+            _SEARCH.reset(outer)
+
+    def _check_early_stop_heuristic(self, *args: Any, **kwargs: Any) -> Tensor:
+        # Called by beam search after each step. Where it is `False`, nothing that follows enters the result: the image
+        # need not be read any further. Should the library come to work otherwise, no image is left out.
+        improvable = super()._check_early_stop_heuristic(*args, **kwargs)  # (B, 1)
+        if (search := _SEARCH.get()) is not None:
+            search.improvable = improvable[:, 0]
+        return improvable
 
     def _branch(self, direction: str) -> ABMDecoderBranch:
         if direction not in self.branches:
@@ -491,6 +575,11 @@ class ABMForConditionalGeneration(ABMPreTrainedModel, GenerationMixin):
         kwargs.pop("pixel_mask", None)
         input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, False, input_ids, **kwargs)
         return input_ids, {**kwargs, "encoder_outputs": encoder_outputs}
+
+
+def _among_all(values: Tensor, rows: Tensor, count: int) -> Tensor:
+    """`values` as the rows `rows` of `count`, the others 0."""
+    return values.new_zeros(count, *values.shape[1:]).index_copy_(0, rows, values)
 
 
 def _masked(features: Tensor, mask: Tensor | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from abm_hf.configuration_abm import ABMConfig
 from abm_hf.conversion import convert_state_dict, read_state_dict
 from abm_hf.data.latex import is_well_formed
 from abm_hf.generation_abm import score_sequences, two_way_generate, two_way_search
-from abm_hf.modeling_abm import ABMForConditionalGeneration
+from abm_hf.inference_abm import Reader
+from abm_hf.modeling_abm import ABMCache, ABMForConditionalGeneration
 from abm_hf.tokenization_abm import ABMTokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -196,6 +198,60 @@ def test_without_the_cache_the_same_is_written(lively: ABMForConditionalGenerati
     inputs = pictures((32, 48), (48, 32), (16, 64))
     cached, plain = (lively.generate(**inputs, max_length=12, use_cache=on, **options) for on in (True, False))
     assert torch.equal(cached, plain)
+
+
+def ending_at(lengths: list[int], options: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
+    """A logits processor with which the n-th picture's formula has `lengths[n]` tokens."""
+    stop = BOS if options.get("decoder_direction") == "r2l" else EOS
+
+    def end(ids: Tensor, scores: Tensor) -> Tensor:
+        due = torch.tensor(lengths).repeat_interleave(len(ids) // len(lengths)) == ids.shape[1] - 1
+        is_stop = torch.arange(scores.shape[1]) == stop
+        return scores.masked_fill(due[:, None] ^ is_stop, float("-inf"))
+
+    return end
+
+
+@pytest.mark.parametrize("options", MODES, ids=str)
+def test_finished_pictures_are_left_out_and_nothing_changes(
+    lively: ABMForConditionalGeneration, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    step = Reader.step
+
+    def counting_step(self: Reader, tokens: Tensor, *state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        read.append(len(tokens))
+        return step(self, tokens, *state)
+
+    monkeypatch.setattr(Reader, "step", counting_step)
+    inputs = pictures((32, 48), (48, 32), (64, 64), (16, 90), (70, 30))
+    lengths = [7, 2, 12, 5, 2]
+    end = ending_at(lengths, options)
+    options = {"logits_processor": [end], "return_dict_in_generate": True, "output_scores": True, **options}
+    found = lively.generate(**inputs, **options)
+    assert (found.sequences != PAD).sum(1).tolist() == [length + 2 for length in lengths]
+    beams = options.get("num_beams", 1)
+    late = 1 if beams == 1 else 0  # without beams, that a sequence is finished shows in the padding after its end
+    assert read == [beams * sum(length + late >= step for length in lengths) for step in range(13)]
+    monkeypatch.setattr(ABMCache, "keep", lambda self, images: None)
+    read.clear()
+    plain = lively.generate(**inputs, **options)
+    assert set(read) == {read[0]}
+    assert torch.equal(found.sequences, plain.sequences)
+    if "num_beams" in options:
+        torch.testing.assert_close(found.sequences_scores, plain.sequences_scores)
+
+
+def test_a_search_does_not_disturb_one_inside_it(lively: ABMForConditionalGeneration) -> None:
+    """As in two-way search, or a processor that asks the model itself."""
+    inputs = pictures((32, 48), (48, 32), (64, 64))
+    expected = lively.generate(**inputs, num_beams=3, max_length=12)
+
+    def asking(ids: Tensor, scores: Tensor) -> Tensor:
+        lively.generate(**pictures((16, 90), (70, 30)), max_length=3)
+        return scores
+
+    assert torch.equal(lively.generate(**inputs, num_beams=3, max_length=12, logits_processor=[asking]), expected)
 
 
 def test_encoded_pictures_are_as_good_as_pictures(lively: ABMForConditionalGeneration) -> None:

@@ -201,6 +201,31 @@ def test_recurrence_and_its_gradient_equal_a_plain_one(beams: int) -> None:
         torch.testing.assert_close(mine, theirs, atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("copies", [1, 3])
+@pytest.mark.parametrize("group", [1, 10**9])
+def test_reading_equals_training_without_its_gradients(
+    tiny_config: ABMConfig, copies: int, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("abm_hf.inference_abm._GROUP_ELEMENTS", group)
+    torch.manual_seed(0)
+    model = ABMForConditionalGeneration(tiny_config).eval()
+    with torch.no_grad():
+        encoded = model.encoder(*_padded([torch.rand(40, 90), torch.rand(64, 30), torch.rand(50, 50)], (0, 20)))
+    tokens = torch.randint(2, 112, (3 * copies, 5))
+    trained = model(encoder_outputs=encoded, decoder_input_ids=tokens, use_cache=True, output_attentions=True)
+    with torch.no_grad():
+        first = model(encoder_outputs=encoded, decoder_input_ids=tokens[:, :2], use_cache=True, output_attentions=True)
+        state = first.past_key_values
+        rest = model(
+            encoder_outputs=encoded, decoder_input_ids=tokens[:, 2:], past_key_values=state, output_attentions=True
+        )
+    assert state.get_seq_length() == 5
+    for name in ("logits", "cross_attentions"):
+        read = torch.cat([first[name], rest[name]], dim=1)
+        torch.testing.assert_close(read, trained[name].detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(state.coverage, trained.past_key_values.coverage, atol=1e-5, rtol=1e-5)
+
+
 def _padded(images: list[Tensor], extra: tuple[int, int]) -> tuple[Tensor, Tensor]:
     height = max(image.shape[0] for image in images) + extra[0]
     width = max(image.shape[1] for image in images) + extra[1]
