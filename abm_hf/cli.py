@@ -175,7 +175,9 @@ def _load(options: argparse.Namespace) -> "Recognizer | None":
     from transformers.utils import logging
 
     from .recognition import Recognizer
+    from .runtime import tune_process
 
+    tune_process()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:

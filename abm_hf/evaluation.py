@@ -20,6 +20,7 @@ from .pretrained import DEFAULT, checkpoint_path
 from .processing_abm import ABMProcessor
 from .reading_abm import read_formulas
 from .readings_abm import Reading
+from .runtime import Precision, encoder_dtype
 from .training.arguments import ArgumentError, DataArguments
 from .training.evaluation import evaluation_batches
 from .training.items import Items, load_split
@@ -44,6 +45,9 @@ class EvaluationArguments:
     batch_pixels: int = field(default=2_000_000, metadata={"help": "Most padded pixels in a batch."})
     convention: str = field(default="abm", metadata={"help": "Name of the labels' convention, for the record."})
     max_items: int | None = field(default=None, metadata={"help": "Read this many items only."})
+    precision: Precision = field(
+        default="float32", metadata={"help": "Of the encoder; auto: bfloat16 where the processor computes in it."}
+    )
     cpu: bool = field(default=False, metadata={"help": "Use no GPU."})
 
 
@@ -66,6 +70,7 @@ def evaluate_checkpoint(arguments: EvaluationArguments) -> dict[str, Any]:
     folder = _claim(arguments, path, accelerator)
     processor = ABMProcessor.from_pretrained(path)
     model = ABMForConditionalGeneration.from_pretrained(path, dtype=torch.float32).to(accelerator.device).eval()
+    model.fuse(encoder_dtype(arguments.precision, accelerator.device))
     _read(arguments, items, model, processor, folder, accelerator)
     accelerator.wait_for_everyone()
     rows = _rows(folder)

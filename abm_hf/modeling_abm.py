@@ -22,6 +22,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_abm import ABMConfig
+from .fusion_abm import Folded, fold_batch_norms, restore
 from .inference_abm import Reader, step_weights
 from .loss_abm import aligned_distillation, cross_entropy, reading_order, released_distillation
 from .recurrence_abm import Memory, Weights, run_recurrence
@@ -103,7 +104,8 @@ class ABMTransition(nn.Module):
         if mask is None:
             return pooled
         # A window on the border averages over the positions that exist, as it does at the edge of a single picture.
-        return pooled / F.avg_pool2d(mask, 2, ceil_mode=True).clamp(min=0.25)
+        pooled = pooled / F.avg_pool2d(mask, 2, ceil_mode=True).clamp(min=0.25)
+        return pooled.to(self.conv.weight.dtype)
 
 
 class ABMEncoder(nn.Module):
@@ -114,6 +116,7 @@ class ABMEncoder(nn.Module):
     def __init__(self, config: ABMConfig):
         super().__init__()
         self.mask_padding = config.mask_padding
+        self.precision: torch.dtype | None = None  # of what follows the stem, where it is not the weights' own
         self.stem = nn.Conv2d(config.num_channels, config.stem_channels, 7, stride=2, padding=3, bias=False)
         self.blocks = nn.ModuleList()
         self.transitions = nn.ModuleList()
@@ -143,7 +146,7 @@ class ABMEncoder(nn.Module):
             pixel_values = pixel_values * blanked
             blanked = blanked[..., ::2, ::2]
         features = _masked(self.stem(pixel_values), blanked).relu_()
-        features = F.max_pool2d(features, 2, ceil_mode=True)
+        features = F.max_pool2d(features if self.precision is None else features.to(self.precision), 2, ceil_mode=True)
         for index, block in enumerate(self.blocks):
             if index:
                 features = self.transitions[index - 1](features, blanked)
@@ -151,6 +154,8 @@ class ABMEncoder(nn.Module):
             assert isinstance(block, nn.ModuleList)
             for layer in block:
                 features = layer(features, blanked)
+        if self.precision is not None:
+            features = features.to(self.stem.weight.dtype)
         stride = 2 ** (1 + len(self.blocks))
         height, width = features.shape[-2:]
         encoder_mask = (
@@ -410,12 +415,55 @@ class ABMForConditionalGeneration(ABMPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.encoder = ABMEncoder(config)
         self.branches = nn.ModuleDict({direction: ABMDecoderBranch(config) for direction in config.directions})
+        self._folded: list[Folded] = []
         self.post_init()
         # The library's default is 20 tokens; the longest label of CROHME has 96.
         self.generation_config.max_length = 200
 
     def get_encoder(self, *args: Any, **kwargs: Any) -> ABMEncoder:
         return self.encoder
+
+    def fuse(self, dtype: torch.dtype | None = None) -> "ABMForConditionalGeneration":
+        """Prepares the encoder for fast inference: batch norms folded into convolutions, weights channels last.
+
+        The features stay the same within 1e-5. A fused model can neither be trained nor saved until [`unfuse`].
+
+        Args:
+            dtype (`torch.dtype`, *optional*): precision in which the encoder computes, such as `torch.bfloat16`, which
+                halves its time on processors that have it; the weights' own by default. The decoder keeps its own.
+
+        Returns:
+            the model itself.
+
+        Raises:
+            RuntimeError: in training mode.
+        """
+        if self.training:
+            raise RuntimeError("a model in training cannot be fused: call eval() first")
+        self.unfuse()
+        self._folded = fold_batch_norms(self.encoder, dtype)
+        stem = self.encoder.stem.weight
+        stem.data = stem.data.contiguous(memory_format=torch.channels_last)
+        self.encoder.precision = dtype
+        return self
+
+    def unfuse(self) -> "ABMForConditionalGeneration":
+        """Undoes [`fuse`]: weights and statistics are what they were before it, bit for bit."""
+        restore(self._folded)
+        self._folded, self.encoder.precision = [], None
+        self.encoder.stem.weight.data = self.encoder.stem.weight.data.contiguous()
+        return self
+
+    def train(self, mode: bool = True) -> "ABMForConditionalGeneration":
+        if mode and self._folded:
+            raise RuntimeError("a fused model cannot be trained: call unfuse() first")
+        return super().train(mode)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """As in the library; a fused model is refused, as its weights would not load again."""
+        if self._folded:
+            raise RuntimeError("a fused model cannot be saved: call unfuse() first")
+        return super().save_pretrained(*args, **kwargs)
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:

@@ -20,6 +20,7 @@ from .processing_abm import ABMProcessor
 from .reading_abm import read_formulas
 from .readings_abm import Reading
 from .recognizing import BaseRecognizer, Recognition
+from .runtime import Precision, encoder_dtype
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,25 @@ class Recognizer(BaseRecognizer):
     Args:
         model: a directory, a Hub id, or the name of a packaged checkpoint; the packaged default if `None`.
         device: such as `"cpu"` or `"cuda:0"`; a GPU if there is one, by default.
+        precision: of the encoder: `"float32"`, `"bfloat16"`, or `"auto"`: the latter where the processor computes in
+            it. Then a few answers in a hundred differ, for better or worse; see docs/speed.md.
 
     Raises:
         CheckpointError: if there is no such checkpoint.
         OSError, ValueError: if it cannot be loaded.
     """
 
-    def __init__(self, model: str | Path | None = None, device: str | torch.device | None = None):
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        device: str | torch.device | None = None,
+        precision: Precision = "float32",
+    ):
         self.path = checkpoint_path(model)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.processor = ABMProcessor.from_pretrained(self.path)
         self.model = ABMForConditionalGeneration.from_pretrained(self.path, dtype=torch.float32).to(self.device).eval()
+        self.model.fuse(encoder_dtype(precision, self.device))
 
     def normalize(self, image: Any) -> np.ndarray:
         processed = self.processor.image_processor(image, do_pad=False, do_rescale=False, return_tensors="np")

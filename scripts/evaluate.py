@@ -9,11 +9,13 @@ from transformers import HfArgumentParser
 
 from abm_hf.evaluation import EvaluationArguments, evaluate_checkpoint
 from abm_hf.pretrained import CheckpointError
+from abm_hf.runtime import tune_process
 from abm_hf.training.arguments import ArgumentError
 
 
 def main() -> int:
     """Exit code: 0, or 2 for anything the user can put right."""
+    tune_process()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     (arguments,) = HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses()
     try:

@@ -261,6 +261,54 @@ def test_features_do_not_depend_on_the_padding(
             torch.testing.assert_close(there.flatten(0, 1), alone.last_hidden_state[0], atol=1e-4, rtol=1e-4)
 
 
+def _as_if_trained(model: ABMForConditionalGeneration) -> ABMForConditionalGeneration:
+    """Gives the batch norms statistics and weights that do something."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean, std=0.3)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+            torch.nn.init.normal_(module.weight, mean=1.0, std=0.2)
+            torch.nn.init.normal_(module.bias, std=0.3)
+    return model.eval()
+
+
+def test_fused_model_equals_the_plain_one(tiny_config: ABMConfig) -> None:
+    torch.manual_seed(0)
+    model = _as_if_trained(ABMForConditionalGeneration(tiny_config))
+    values, mask = _padded([torch.rand(40, 90), torch.rand(64, 30), torch.rand(50, 50)], (0, 20))
+    with torch.no_grad():
+        plain = model.encoder(values, mask)
+        ids = model.generate(pixel_values=values, pixel_mask=mask, max_length=20)
+        fused = model.fuse().encoder(values, mask)
+        assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.encoder.modules())
+        scale = float(plain.last_hidden_state.abs().max())
+        torch.testing.assert_close(fused.last_hidden_state, plain.last_hidden_state, atol=1e-5 * scale, rtol=0)
+        assert torch.equal(model.generate(pixel_values=values, pixel_mask=mask, max_length=20), ids)
+        rough = model.fuse(torch.bfloat16).encoder(values, mask).last_hidden_state
+    assert rough.dtype == model.dtype == torch.float32
+    error = (rough - plain.last_hidden_state).abs().max() / scale
+    assert 1e-5 < error < 0.05, "bfloat16 has eight bits"
+
+
+def test_unfused_model_is_what_it_was(tiny_config: ABMConfig, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = _as_if_trained(ABMForConditionalGeneration(tiny_config))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.fuse().fuse(torch.bfloat16)
+    for refused in (model.train, lambda: model.save_pretrained(tmp_path)):
+        with pytest.raises(RuntimeError, match=r"call unfuse\(\) first"):
+            refused()
+    model.eval().unfuse().train()
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    with pytest.raises(RuntimeError, match=r"call eval\(\) first"):
+        model.fuse()
+    labels = torch.randint(2, 112, (2, 6))
+    model(torch.rand(2, 1, 48, 64), labels=labels).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_alignment_of_both_directions(tiny_config: ABMConfig) -> None:
     """Position j of `r2l_logits` is what the branch said of token j, read from the other side."""
     torch.manual_seed(0)
