@@ -342,27 +342,44 @@ def _n_best(
         return_dict_in_generate=True,
         output_scores=True,
     )
-    formulas, steps = _formulas(output.sequences[:, 1:], direction, model.config)
+    formulas, steps = formulas_of(output.sequences[:, 1:], direction, model.config, close=True)
     other = score_sequences(model, encoder_outputs, formulas, direction="r2l" if direction == "l2r" else "l2r").sum(1)
     if num_beams == 1:  # greedy search keeps no score
         own = score_sequences(model, encoder_outputs, formulas, direction=direction).sum(1)
     else:
         scores = output.sequences_scores
-        own = torch.where(scores > _IMPOSSIBLE / 10, scores * steps**length_penalty, float("-inf"))
+        own = torch.where(exists(scores), scores * steps**length_penalty, float("-inf"))
     totals = torch.stack([own, other] if direction == "l2r" else [other, own], dim=-1)
     totals = totals.masked_fill(own[:, None] == float("-inf"), float("-inf"))
     return formulas.unflatten(0, (-1, num_beams)), totals.unflatten(0, (-1, num_beams))
 
 
-def _formulas(written: Tensor, direction: str, config: Any) -> tuple[Tensor, Tensor]:
-    """What a branch wrote (N, T) as `y1 … yn eos` (N, T + 1), and the number of steps that it took (N,)."""
+def exists(scores: Tensor) -> Tensor:
+    """Which `sequences_scores` of beam search belong to hypotheses: where there are fewer than beams, it fills up."""
+    return scores > _IMPOSSIBLE / 10
+
+
+def formulas_of(written: Tensor, direction: str, config: Any, *, close: bool = False) -> tuple[Tensor, Tensor]:
+    """What a branch wrote, in the order of the formula.
+
+    Args:
+        written (`torch.LongTensor` of shape `(N, T)`): without the start token.
+        direction (`str`): of the branch, `"l2r"` or `"r2l"`.
+        config ([`ABMConfig`]): for its special tokens.
+        close (`bool`): whether formulas that were cut off are given an end token, too.
+
+    Returns:
+        `y1 … yn eos` (N, T + 1), padded, and the number of steps that each took (N,).
+    """
     stop = config.eos_token_id if direction == "l2r" else config.bos_token_id
     is_token = ((written != stop) & (written != config.pad_token_id)).cumprod(dim=1).bool()
     lengths = is_token.sum(dim=1, keepdim=True)
     positions = torch.arange(written.shape[1], device=written.device).expand_as(written)
     order = torch.where(is_token, lengths - 1 - positions, positions) if direction == "r2l" else positions
     tokens = written.gather(1, order).masked_fill(~is_token, config.pad_token_id)
-    formulas = F.pad(tokens, (0, 1), value=config.pad_token_id).scatter(1, lengths, config.eos_token_id)
+    ended = (written == stop).any(dim=1, keepdim=True) | close
+    ends = torch.where(ended, config.eos_token_id, config.pad_token_id)
+    formulas = F.pad(tokens, (0, 1), value=config.pad_token_id).scatter(1, lengths, ends)
     return formulas, (lengths.squeeze(1) + 1).clamp(max=written.shape[1])
 
 
@@ -371,8 +388,8 @@ def _union(lists: Sequence[tuple[Tensor, Tensor]], pad: int) -> tuple[Tensor, Te
     length = max(formulas.shape[-1] for formulas, _ in lists)
     formulas = torch.cat([F.pad(rows, (0, length - rows.shape[-1]), value=pad) for rows, _ in lists], dim=1)
     totals = torch.cat([both for _, both in lists], dim=1)
-    exists = (totals > float("-inf")).any(dim=-1)
-    equal = (formulas[:, :, None] == formulas[:, None]).all(dim=-1) & exists[:, None]
+    found = (totals > float("-inf")).any(dim=-1)
+    equal = (formulas[:, :, None] == formulas[:, None]).all(dim=-1) & found[:, None]
     return formulas, totals.masked_fill(equal.tril(diagonal=-1).any(dim=-1, keepdim=True), float("-inf"))
 
 

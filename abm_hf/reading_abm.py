@@ -1,11 +1,12 @@
 """From pixel values to LaTeX with probabilities: what the pipeline and `recognize` share."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .generation_abm import LatexGrammarLogitsProcessor, score_sequences, two_way_search
+from .generation_abm import LatexGrammarLogitsProcessor, exists, formulas_of, score_sequences, two_way_search
 from .modeling_abm import ABMEncoderOutput, ABMForConditionalGeneration
 from .readings_abm import Reading, distinct_readings, make_reading
 from .tokenization_abm import ABMTokenizer
@@ -22,7 +23,9 @@ def read_formulas(
     top_k: int = 1,
     max_length: int = 200,
     grammar: bool = True,
+    direction: str = "l2r",
     two_way: bool = False,
+    two_way_weight: float | None = None,
     **generate_kwargs: Any,
 ) -> list[list[Reading]]:
     """Reads a batch of pictures.
@@ -34,67 +37,99 @@ def read_formulas(
         top_k (`int`): hypotheses returned for each picture; raises `num_beams` where it is smaller.
         max_length (`int`): most tokens of an answer, start and end included.
         grammar (`bool`): whether only well-formed LaTeX can be written.
+        direction (`str`): the branch that reads, `"l2r"` or `"r2l"`; not with `two_way`.
         two_way (`bool`): whether both branches propose and judge; about three and a half times the work of one.
+        two_way_weight (`float`, *optional*): say of the right-to-left branch in that, from 0 to 1; by default
+            `generation_config.two_way_weight`, which is tuned for a checkpoint, or a half.
         generate_kwargs: further options of `generate`; not with `two_way`.
 
     Returns:
         For each picture its readings, the most probable first. Fewer than `top_k` where the search found no more.
 
     Raises:
-        ValueError: for options that contradict each other, or `two_way` with a model of one branch.
+        ValueError: for options that contradict each other, a `max_length` without room for a token, or a branch that
+            the model lacks.
     """
-    if two_way and generate_kwargs:
-        raise ValueError(f"two-way search takes no options of generate, such as {sorted(generate_kwargs)}")
+    _check(model, max_length, direction, two_way, generate_kwargs)
     beams = max(num_beams, top_k)
     pixel_values = pixel_values.to(model.device, model.dtype)
     pixel_mask = pixel_mask.to(model.device) if pixel_mask is not None else None
     encoder_outputs = model.encoder(pixel_values, pixel_mask)
     if two_way:
+        weight = getattr(model.generation_config, "two_way_weight", 0.5) if two_way_weight is None else two_way_weight
         found = two_way_search(
             model,
             encoder_outputs=encoder_outputs,
             grammar_tokenizer=tokenizer if grammar else None,
             num_beams=beams,
             num_return_sequences=top_k,
+            weight=weight,
             max_length=max_length,
         )
-        sequences, joint = found.sequences[:, 1:], (0.5 * (found.l2r_scores + found.r2l_scores)).exp().tolist()
+        sequences, joint = found.sequences[:, 1:], torch.lerp(found.l2r_scores, found.r2l_scores, weight)
+        known = found.scores > float("-inf")
     else:
-        sequences = _search(model, tokenizer, encoder_outputs, beams, top_k, max_length, grammar, **generate_kwargs)
-        joint = [None] * len(sequences)
-    token_scores = score_sequences(model, encoder_outputs, sequences).exp().tolist()
-    readings = [
-        make_reading(ids, scores, score, tokenizer)
-        for ids, scores, score in zip(sequences.tolist(), token_scores, joint, strict=True)
-    ]
-    by_image = [readings[start : start + top_k] for start in range(0, len(readings), top_k)]
-    return [distinct_readings(candidates) for candidates in by_image]
+        sequences, known = _search(
+            model, tokenizer, encoder_outputs, direction, beams, top_k, max_length, grammar, **generate_kwargs
+        )
+        joint = None
+    token_log_probs = score_sequences(model, encoder_outputs, sequences, direction=direction)
+    totals = token_log_probs.sum(dim=1) if joint is None else joint
+    by_image: list[list[Reading]] = [[] for _ in range(len(pixel_values))]
+    for row in known.nonzero()[:, 0].tolist():
+        ids, scores = sequences[row].tolist(), token_log_probs[row].exp().tolist()
+        by_image[row // top_k].append(make_reading(ids, scores, float(totals[row]), tokenizer))
+    name = "two_way_score_temperature" if two_way else "score_temperature"
+    temperature = getattr(model.generation_config, name, 1.0)
+    return [distinct_readings(candidates, temperature) for candidates in by_image]
+
+
+def _check(
+    model: ABMForConditionalGeneration,
+    max_length: int,
+    direction: str,
+    two_way: bool,
+    generate_kwargs: Mapping[str, Any],
+) -> None:
+    if max_length < 3:
+        raise ValueError(f"max_length counts the start and the end token, so it must be at least 3, not {max_length}")
+    if two_way and generate_kwargs:
+        raise ValueError(f"two-way search takes no options of generate, such as {sorted(generate_kwargs)}")
+    if two_way and direction != "l2r":
+        raise ValueError("two-way search reads in both directions: leave `direction` out")
+    if direction not in model.config.directions:
+        raise ValueError(f"this model reads {' and '.join(model.config.directions)}, not {direction!r}")
 
 
 def _search(
     model: ABMForConditionalGeneration,
     tokenizer: ABMTokenizer,
     encoder_outputs: ABMEncoderOutput,
+    direction: str,
     num_beams: int,
     top_k: int,
     max_length: int,
     grammar: bool,
     **generate_kwargs: Any,
-) -> Tensor:
-    """Hypotheses of the left-to-right branch, without their start token."""
+) -> tuple[Tensor, Tensor]:
+    """Hypotheses of one branch (N, T) in the order of the formula, and which of them the search found (N,)."""
     processors = generate_kwargs.pop("logits_processor", [])
     if grammar:
-        automaton = LatexGrammarLogitsProcessor.from_tokenizer(tokenizer, max_length=max_length)
+        automaton = LatexGrammarLogitsProcessor.from_tokenizer(tokenizer, direction=direction, max_length=max_length)
         processors = [*processors, automaton]
-    sequences = model.generate(
+    output = model.generate(
         encoder_outputs=encoder_outputs,
+        decoder_direction=direction,
         num_beams=num_beams,
         num_return_sequences=top_k,
         max_length=max_length,
         logits_processor=processors,
-        **generate_kwargs,
+        **generate_kwargs | {"return_dict_in_generate": True, "output_scores": True},
     )
-    return sequences[:, 1:]
+    formulas, _ = formulas_of(output.sequences[:, 1:], direction, model.config)
+    scores = output.get("sequences_scores")  # greedy search and sampling keep none
+    known = exists(scores) if scores is not None else torch.ones(len(formulas), dtype=torch.bool)
+    return formulas, known
 
 
 __all__ = ["Reading", "read_formulas"]

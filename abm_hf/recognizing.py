@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from PIL import Image
 
 from .data.ink import Ink, InkError
 from .data.inkml import read_inkml
 from .data.render import render_ink
 from .image_reading_abm import ImageInputError
 from .readings_abm import Reading
+from .typeset import render_latex, to_mathml
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 INK_SUFFIXES = frozenset({".inkml"})
@@ -26,7 +28,7 @@ class Recognition:
 
     Args:
         latex: the most probable LaTeX, compact; `None` where the picture could not be read.
-        score: its probability under the model, 0 to 1.
+        score: how probable it is that this is right, 0 to 1.
         alternatives: all readings, the most probable first (as many as `top_k` asked for).
         image: what the model saw, `uint8` (H, W), ink bright on dark.
         milliseconds: the picture's share of the time that its batch took, reading and normalising included.
@@ -50,6 +52,24 @@ class Recognition:
         """Probability of each token of the answer."""
         return self.alternatives[0].token_scores if self.alternatives else ()
 
+    @property
+    def mathml(self) -> str | None:
+        """The answer as MathML; `None` where there is no answer, or it is not well formed.
+
+        Raises:
+            ImportError: if latex2mathml is not installed.
+        """
+        return to_mathml(self.latex)
+
+    def render(self, *, font_size: float = 20, dpi: int = 200, color: str = "black") -> Image.Image:
+        """The answer as a picture of typeset mathematics, see [`abm_hf.render_latex`].
+
+        Raises:
+            TypesetError: if there is no answer, or matplotlib's mathtext cannot draw it.
+            ImportError: if matplotlib is not installed.
+        """
+        return render_latex(self.latex, font_size=font_size, dpi=dpi, color=color)
+
 
 class BaseRecognizer(ABC):
     """Reads pictures or ink in batches of like size; how a batch is read is the subclass's."""
@@ -68,7 +88,8 @@ class BaseRecognizer(ABC):
 
         Args:
             pictures: as `prepare` returns them.
-            options: `num_beams`, `top_k`, `max_length`, `grammar` and `two_way`; see `__call__`.
+            options: `num_beams`, `top_k`, `max_length`, `grammar`, `two_way` and, where it is given, `two_way_weight`;
+                see `__call__`.
         """
 
     def __call__(
@@ -81,6 +102,7 @@ class BaseRecognizer(ABC):
         max_length: int = 200,
         grammar: bool = True,
         two_way: bool = False,
+        two_way_weight: float | None = None,
         errors: Literal["raise", "return"] = "raise",
     ) -> list[Recognition]:
         """Reads pictures or ink.
@@ -90,9 +112,11 @@ class BaseRecognizer(ABC):
             num_beams: hypotheses followed at a time; 1 is greedy: faster, less accurate.
             top_k: readings returned for each picture.
             batch_size: pictures decoded together; they are sorted by size for this.
-            max_length: most tokens of an answer.
+            max_length: most tokens of an answer, start and end included.
             grammar: whether only well-formed LaTeX can be written.
             two_way: whether both branches propose and judge: more accurate, about three and a half times the work.
+            two_way_weight: say of the right-to-left branch in that, 0 to 1; what was tuned for the checkpoint if
+                `None`.
             errors: `"raise"` at the first picture that cannot be read, or `"return"` a [`Recognition`] with `error`.
 
         Returns:
@@ -100,6 +124,7 @@ class BaseRecognizer(ABC):
 
         Raises:
             ImageInputError, InkError: for a picture or ink that cannot be read, with `errors="raise"`.
+            ValueError: for options that contradict each other or the model.
         """
         results: dict[int, Recognition] = {}
         pictures: dict[int, np.ndarray] = {}
@@ -113,6 +138,7 @@ class BaseRecognizer(ABC):
                     raise
                 results[index] = Recognition(None, 0.0, error=str(error))
             loading[index] = time.perf_counter() - began
+        weight = {} if two_way_weight is None else {"two_way_weight": two_way_weight}
         # Pictures of like size together: padding costs as much as ink.
         order = sorted(pictures, key=lambda index: pictures[index].shape[::-1])
         for start in range(0, len(order), batch_size):
@@ -125,6 +151,7 @@ class BaseRecognizer(ABC):
                 max_length=max_length,
                 grammar=grammar,
                 two_way=two_way,
+                **weight,
             )
             share = (time.perf_counter() - began) / len(batch)
             for index, candidates in zip(batch, readings, strict=True):
@@ -169,5 +196,7 @@ def as_list(images: Any) -> list[Any]:
 
 
 def _recognition(candidates: Sequence[Reading], picture: np.ndarray, milliseconds: float) -> Recognition:
+    if not candidates:
+        return Recognition(None, 0.0, (), picture, milliseconds, "no reading was found: allow more tokens or beams")
     best = candidates[0]
     return Recognition(best.latex, best.score, tuple(candidates), picture, milliseconds)

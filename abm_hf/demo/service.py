@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from ..data.ink import Ink, InkError
-from ..data.latex import LatexError, is_well_formed, lex_latex
 from ..image_reading_abm import ImageInputError
+from ..typeset import to_mathml
 from ..viz import attention_gif
 from .inputs import MAX_MEGAPIXELS, RefusedError, check_picture, decode_base64
 
@@ -175,23 +175,6 @@ class Service:
             raise RefusedError(f"This cannot be read: {reason}.") from error
         finally:
             self._turn.release()
-
-
-def to_mathml(latex: str | None) -> str | None:
-    """MathML of `latex`, or `None` where it is not well formed."""
-    if not latex:
-        return None
-    try:
-        if not is_well_formed(lex_latex(latex)):  # latex2mathml closes braces that nobody closed
-            return None
-    except LatexError:
-        return None
-    from latex2mathml.converter import convert
-
-    try:
-        return str(convert(latex))
-    except Exception:  # latex2mathml has an exception for each mistake, and lets others through
-        return None
 
 
 def to_png(picture: np.ndarray | None) -> str | None:
