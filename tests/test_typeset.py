@@ -22,7 +22,9 @@ def test_a_picture_of_every_token() -> None:
     )
     picture = np.asarray(render_latex(latex))
     assert picture.shape[1] > 20 * picture.shape[0] and picture.shape[2] == 4
-    assert picture[..., 3].max() == 255 and picture[0].max() == 0, "ink on transparent ground, a margin around it"
+    assert picture[..., 3].max() == 255 and picture[0, :, 3].max() == 0, (
+        "ink on transparent ground, a margin around it"
+    )
 
 
 def test_the_picture_shows_the_formula() -> None:
