@@ -9,9 +9,11 @@ Shapes are given with B images of H × W pixels, h × w feature positions (L = h
 or B · beams in beam search) of T tokens, and K output tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,7 +73,7 @@ class ABMOutput(ModelOutput):
 
 
 class ABMDenseLayer(nn.Module):
-    """A bottleneck layer: 1×1 convolution, 3×3 convolution, and the result appended to the input's channels."""
+    """A bottleneck layer: 1×1 convolution, 3×3 convolution; gives the channels to append to the input's."""
 
     def __init__(self, channels: int, growth_rate: int, bottleneck_factor: int, dropout: float):
         super().__init__()
@@ -82,11 +84,12 @@ class ABMDenseLayer(nn.Module):
         self.norm2 = nn.BatchNorm2d(growth_rate)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, mask: Tensor | None, *features: Tensor) -> Tensor:
+        # Several tensors where the encoder has them put together again for the gradient, instead of keeping that.
+        together = torch.cat(features, dim=1) if len(features) > 1 else features[0]
         # Only the 3×3 convolution looks across positions, so only its input needs zeros where there is no picture.
-        new = self.dropout(_masked(self.norm1(self.conv1(features)), mask).relu_())
-        new = self.dropout(self.norm2(self.conv2(new)).relu_())
-        return torch.cat([features, new], dim=1)
+        new = self.dropout(_masked(self.norm1(self.conv1(together)), mask).relu_())
+        return self.dropout(self.norm2(self.conv2(new)).relu_())
 
 
 class ABMTransition(nn.Module):
@@ -98,7 +101,7 @@ class ABMTransition(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, mask: Tensor | None, features: Tensor) -> Tensor:
         features = self.dropout(_masked(self.norm(self.conv(features)), mask).relu_())
         pooled = F.avg_pool2d(features, 2, ceil_mode=True)
         if mask is None:
@@ -112,6 +115,9 @@ class ABMEncoder(nn.Module):
     """DenseNet-B: `(B, 1, H, W)` pixels to features at a sixteenth of the resolution (with three blocks)."""
 
     main_input_name = "pixel_values"
+    # Set by `activation_checkpointing_enable`, together with `_gradient_checkpointing_func`.
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Any
 
     def __init__(self, config: ABMConfig):
         super().__init__()
@@ -149,11 +155,9 @@ class ABMEncoder(nn.Module):
         features = F.max_pool2d(features if self.precision is None else features.to(self.precision), 2, ceil_mode=True)
         for index, block in enumerate(self.blocks):
             if index:
-                features = self.transitions[index - 1](features, blanked)
+                features = self._layer(self.transitions[index - 1], blanked, features)
             blanked = blanked[..., ::2, ::2] if blanked is not None else None
-            assert isinstance(block, nn.ModuleList)
-            for layer in block:
-                features = layer(features, blanked)
+            features = self._dense_block(block, features, blanked)
         if self.precision is not None:
             features = features.to(self.stem.weight.dtype)
         stride = 2 ** (1 + len(self.blocks))
@@ -167,6 +171,25 @@ class ABMEncoder(nn.Module):
             last_hidden_state=features.flatten(2).transpose(1, 2),  # (B, L, C)
             encoder_mask=encoder_mask,
         )
+
+    def _dense_block(self, block: nn.Module, features: Tensor, mask: Tensor | None) -> Tensor:
+        """Features (B, C, h, w) with the channels of all layers of `block` appended."""
+        assert isinstance(block, nn.ModuleList)
+        if not (self.training and self.gradient_checkpointing):
+            for layer in block:
+                features = torch.cat([features, layer(mask, features)], dim=1)
+            return features
+        # Each layer gets the parts: what is kept for the gradient then grows with the depth, not with its square.
+        parts = [features]
+        for layer in block:
+            parts.append(self._layer(layer, mask, *parts))
+        return torch.cat(parts, dim=1)
+
+    def _layer(self, layer: nn.Module, *inputs: Tensor | None) -> Tensor:
+        """A layer's output; with checkpointing it is computed again in the backward pass instead of being kept."""
+        if not (self.training and self.gradient_checkpointing):
+            return layer(*inputs)
+        return self._gradient_checkpointing_func(layer, *inputs, context_fn=partial(_recomputation_contexts, layer))
 
 
 class ABMAttention(nn.Module):
@@ -384,6 +407,7 @@ class ABMPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
+    supports_gradient_checkpointing = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -628,6 +652,25 @@ class ABMForConditionalGeneration(ABMPreTrainedModel, GenerationMixin):
 def _among_all(values: Tensor, rows: Tensor, count: int) -> Tensor:
     """`values` as the rows `rows` of `count`, the others 0."""
     return values.new_zeros(count, *values.shape[1:]).index_copy_(0, rows, values)
+
+
+def _recomputation_contexts(layer: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts of a layer's forward pass and of its repetition, for `torch.utils.checkpoint`."""
+    return nullcontext(), _without_statistics(layer)
+
+
+@contextmanager
+def _without_statistics(layer: nn.Module) -> Iterator[None]:
+    """Batch norm normalises as ever, but does not count the batch again in its running statistics."""
+    norms = [module for module in layer.modules() if isinstance(module, nn.BatchNorm2d)]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def _masked(features: Tensor, mask: Tensor | None) -> Tensor:

@@ -376,3 +376,28 @@ def test_a_call_without_anything_to_do_says_so(tiny_config: ABMConfig) -> None:
         model(labels=torch.tensor([[1]]))
     with pytest.raises(ValueError, match="decoder_input_ids"):
         model(torch.rand(1, 1, 32, 32))
+
+
+def test_gradient_checkpointing_changes_neither_gradients_nor_statistics(tiny_config: ABMConfig) -> None:
+    pixels, mask = torch.rand(3, 1, 40, 70), torch.ones(3, 40, 70)
+    mask[1, :, 50:] = 0
+    labels = torch.tensor([[4, 5, 1], [6, 1, -100], [7, 8, 1]])
+    results = []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        model = ABMForConditionalGeneration(tiny_config).train()
+        calls = []
+        model.encoder.blocks[0][0].conv1.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        if checkpointed:
+            model.activation_checkpointing_enable()
+        loss = model(pixels, mask, labels=labels).loss
+        loss.backward()
+        assert len(calls) == 1 + checkpointed  # computed again in the backward pass, or not
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        results.append((loss, gradients, dict(model.named_buffers())))
+    (loss, gradients, buffers), (again, others, counted) = results
+    assert torch.equal(loss, again)
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, others[name], atol=1e-6), name
+    for name, buffer in buffers.items():
+        assert torch.equal(buffer, counted[name]), name

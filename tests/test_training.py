@@ -1,5 +1,6 @@
 """Training: exact resume from any kill, checkpoints that survive damage, and refusals that come before any work."""
 
+import functools
 import json
 import os
 import resource
@@ -17,6 +18,7 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from training_runs import (
     STEPS,
+    TINY,
     TRAIN,
     arguments,
     assert_same,
@@ -29,7 +31,7 @@ from training_runs import (
 
 import abm_hf.training.loop as loop
 import abm_hf.training.state as state_module
-from abm_hf import ABMForConditionalGeneration, ABMTokenizer
+from abm_hf import ABMForConditionalGeneration, ABMProcessor
 from abm_hf.training.arguments import ArgumentError
 from abm_hf.training.data import PlannedDataset
 from abm_hf.training.loop import train
@@ -182,6 +184,32 @@ def test_workers_do_not_change_the_numbers(data: Path, tmp_path: Path, uninterru
     assert_equal_runs(tmp_path / "run", uninterrupted)
 
 
+def test_gradient_checkpointing_leaves_the_losses_as_they_are(data: Path, tmp_path: Path, uninterrupted: Path) -> None:
+    train(arguments(data, tmp_path / "run", "--gradient_checkpointing", "true", "--eval_steps", "0"))
+    losses, expected = (
+        [row["loss"] for row in history(run) if row["kind"] == "train"] for run in (tmp_path / "run", uninterrupted)
+    )
+    assert losses == pytest.approx(expected, rel=1e-3)  # rounding grows from step to step
+
+
+def test_the_memory_format_leaves_the_loss_as_it_is(data: Path, tmp_path: Path) -> None:
+    overrides = json.dumps({**TINY, "encoder_dropout": 0.0})  # dropout is drawn in the order of the memory
+    once = ("--max_steps", "1", "--eval_steps", "0", "--model_overrides", overrides)
+    for name, more in (("last", ()), ("first", ("--channels_last", "false"))):
+        train(arguments(data, tmp_path / name, *once, *more))
+    assert history(tmp_path / "first")[0]["loss"] == pytest.approx(history(tmp_path / "last")[0]["loss"], rel=1e-5)
+
+
+def test_a_compiled_model_takes_the_same_step(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whether the model can be captured as graphs is what this asks; machine code for them would take minutes.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    once = ("--max_steps", "1", "--eval_steps", "0", "--directions", "l2r")
+    for name, more in (("plain", ()), ("compiled", ("--compile", "true"))):
+        train(arguments(data, tmp_path / name, *once, *more))
+    assert history(tmp_path / "compiled")[0]["loss"] == pytest.approx(history(tmp_path / "plain")[0]["loss"], rel=1e-5)
+    assert list(final_state(tmp_path / "compiled")["model"]) == list(final_state(tmp_path / "plain")["model"])
+
+
 def test_a_finished_run_is_extended_only_on_request(data: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     train(arguments(data, output, "--max_steps", "4"))
@@ -211,7 +239,11 @@ def test_what_the_model_learnt_is_kept_for_from_pretrained(uninterrupted: Path) 
     average = final_state(uninterrupted)["average"]["state"]
     for name, value in model.state_dict().items():
         assert torch.equal(value, average[name]), name
-    assert ABMTokenizer.from_pretrained(uninterrupted / "final")("x").input_ids == ABMTokenizer()("x").input_ids
+    for folder in (uninterrupted / "best", uninterrupted / "final"):  # complete: processor, generation config, code
+        processor = ABMProcessor.from_pretrained(folder)
+        assert processor(text="x")["labels"].tolist() == ABMProcessor()(text="x")["labels"].tolist()
+        assert {"modeling_abm.py", "processing_abm.py", "generation_config.json"} <= {p.name for p in folder.iterdir()}
+        assert "auto_map" in json.loads((folder / "config.json").read_text())
     assert (uninterrupted / "training_curve.png").stat().st_size > 1000
 
 

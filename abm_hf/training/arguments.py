@@ -18,6 +18,8 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from ..configuration_abm import PRESETS, ABMConfig
+
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -84,8 +86,9 @@ class DataArguments:
         _check(0 < self.validation_fraction < 1, "validation_fraction", "between 0 and 1", self.validation_fraction)
         _check(self.batch_order in ("bucket", "area"), "batch_order", "bucket or area", self.batch_order)
         _check(self.augmentation in ("none", "image", "ink"), "augmentation", "none, image or ink", self.augmentation)
-        _check(self.batch_images >= 1, "batch_images", "at least 1", self.batch_images)
-        _check(self.num_workers >= 0, "num_workers", "0 or more", self.num_workers)
+        check_minimum(self, 1, "max_train_items", "max_validation_items", "batch_images", "batch_pixels")
+        check_minimum(self, 1, "batch_tokens", "prefetch", "synthetic_items", "max_label_tokens")
+        check_minimum(self, 0, "num_workers")
 
 
 @dataclass
@@ -115,6 +118,9 @@ class ModelArguments:
                 raise ArgumentError(f"model_overrides is not JSON: {error}") from error
         self.model_overrides = self.model_overrides or {}
         _check(isinstance(self.model_overrides, dict), "model_overrides", "a mapping", self.model_overrides)
+        _check(self.preset in PRESETS, "preset", " or ".join(sorted(PRESETS)), self.preset)
+        known = [entry.name for entry in dataclasses.fields(ABMConfig)]
+        refuse_unknown(list(self.model_overrides), "model_overrides", known)
 
     def config_fields(self) -> dict[str, Any]:
         """Fields of ABMConfig that these arguments set on top of the preset."""
@@ -167,8 +173,9 @@ class OptimizationArguments:
     extend: bool = field(
         default=False,
         metadata={
-            "help": "Continue the run of output_dir up to a larger max_steps, with a new warm-up and decay; data, "
-            "batches, augmentation and rates may then differ from those before."
+            "help": "Continue the run of output_dir up to another max_steps (more than planned, or fewer, but more "
+            "than it has done), with a new warm-up and decay; data, batches, augmentation and rates may then differ "
+            "from those before."
         },
     )
 
@@ -178,7 +185,8 @@ class OptimizationArguments:
         _check(self.max_steps > 0 or self.num_epochs > 0, "max_steps", "positive, or num_epochs", self.max_steps)
         _check(self.learning_rate > 0, "learning_rate", "positive", self.learning_rate)
         _check(0 <= self.ema_decay < 1, "ema_decay", "at least 0 and less than 1", self.ema_decay)
-        _check(self.gradient_accumulation_steps >= 1, "gradient_accumulation_steps", "at least 1", 0)
+        check_minimum(self, 1, "gradient_accumulation_steps")
+        check_minimum(self, 0, "max_steps", "warmup_steps", "max_grad_norm", "weight_decay")
         self.curriculum = [":".join(str(part) for part in parse_stage(entry)) for entry in self.curriculum]
 
     def stages(self) -> list[tuple[float, int, int]]:
@@ -215,12 +223,9 @@ class RunArguments:
         _check(
             self.mixed_precision in ("no", "bf16", "fp16"), "mixed_precision", "no, bf16 or fp16", self.mixed_precision
         )
-        _check(
-            self.keep_checkpoints >= 2,
-            "keep_checkpoints",
-            "at least 2, to survive a damaged one",
-            self.keep_checkpoints,
-        )
+        check_minimum(self, 0, "logging_steps", "eval_steps", "save_steps", "time_limit_minutes")
+        check_minimum(self, 1, "cpu_threads", "eval_batch_images", "eval_beams")
+        check_minimum(self, 2, "eval_max_length", "keep_checkpoints")  # two checkpoints, to survive a damaged one
 
 
 @dataclass
@@ -303,9 +308,9 @@ def field_names() -> list[str]:
     return [entry.name for part in _PARTS for entry in dataclasses.fields(part)]
 
 
-def refuse_unknown(names: Sequence[str], where: str) -> None:
-    """Raises [`ArgumentError`] for names that are no arguments, naming the nearest one."""
-    known = field_names()
+def refuse_unknown(names: Sequence[str], where: str, known: Sequence[str] | None = None) -> None:
+    """Raises [`ArgumentError`] for names that are not `known` (the arguments), naming the nearest one."""
+    known = field_names() if known is None else known
     problems = []
     for name in names:
         if name not in known:
@@ -353,6 +358,13 @@ def _recipe_value(name: str, value: Any) -> Any:
             if wrong:
                 raise ArgumentError(f"{name}: {value!r} is not what this option takes ({entry.metadata['help']})")
     return value
+
+
+def check_minimum(arguments: Any, least: int, *names: str) -> None:
+    """Raises [`ArgumentError`] for the first of the options that is set and less than `least`."""
+    for name in names:
+        value = getattr(arguments, name)
+        _check(value is None or value >= least, name, f"at least {least}", value)
 
 
 def _check(condition: bool, name: str, expected: str, value: Any) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from ..data.collator import label_ids
 from ..data.ink import Ink
 from ..data.offline import OfflineError, read_offline, writer_group
+from ..data.shards import ink_from_row
 from .arguments import ArgumentError, DataArguments
 
 logger = logging.getLogger(__name__)
@@ -135,16 +136,15 @@ class EncodedImages(Sequence[np.ndarray]):
 
 @dataclass(frozen=True)
 class StoredInks(Sequence[Ink | None]):
-    """Ink of a `datasets` column, read on access."""
+    """Ink of a table of `datasets`, read on access."""
 
-    column: Any
+    table: Any
 
     def __len__(self) -> int:
-        return len(self.column)
+        return len(self.table)
 
     def __getitem__(self, index: Any) -> Any:
-        strokes = self.column[int(index)]["ink"]
-        return None if strokes is None else Ink(tuple(np.asarray(stroke, dtype=np.float64) for stroke in strokes))
+        return ink_from_row(self.table[int(index)])
 
 
 def load_split(source: str, split: str, arguments: DataArguments) -> Items:
@@ -194,8 +194,9 @@ def _from_datasets(source: str, split: str) -> Items:
             found = datasets.load_from_disk(source)
         else:
             found = datasets.load_dataset(source)
-    except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise ArgumentError(f"{source} is no data set that can be read: {error}") from error
+    except Exception as error:  # a damaged file, no such id, no network: each library on the way has its own errors
+        reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        raise ArgumentError(f"{source} is no data set that can be read: {reason[0]}") from error
     if split not in found:
         hint = "" if split == "train" else "; `holdout` sets aside a part of the training split"
         raise ArgumentError(f"{source} has no split {split!r}; it has {', '.join(found)}{hint}")
@@ -222,7 +223,8 @@ def _from_table(table: Any) -> Items:
     if sizes.prod(axis=1).sum() <= PRELOAD_PIXELS:
         images = list(images)
     groups = [str(writer or writer_group(name)) for writer, name in zip(writers, ids, strict=True)]
-    inks = StoredInks(table.select_columns(["ink"])) if "ink" in table.column_names else None
+    with_ink = [name for name in ("ink", "latex", "writer") if name in table.column_names]
+    inks = StoredInks(table.select_columns(with_ink)) if "ink" in with_ink else None
     return Items(ids, list(table["latex"]), images, sizes.reshape(-1, 2), groups, inks=inks)
 
 
@@ -292,6 +294,8 @@ def load_items(arguments: DataArguments, tokenizer: Any) -> tuple[Items, Items]:
         ArgumentError: For sources or splits that are missing or empty, or labels with unknown tokens.
     """
     sources = [source.strip() for source in arguments.data.split(",") if source.strip()]
+    if not sources:
+        raise ArgumentError("data names no source: give a directory, a Hub id or synthetic")
     parts = [load_split(source, arguments.train_split, arguments) for source in sources]
     if arguments.validation_split != "holdout":
         validation = load_split(arguments.validation_data or sources[0], arguments.validation_split, arguments)

@@ -19,6 +19,8 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from ..data.collator import ABMCollator
+from ..hub import save_pretrained
+from ..processing_abm import ABMProcessor
 from ..tokenization_abm import ABMTokenizer
 from .arguments import Arguments
 from .curve import draw_curve
@@ -27,7 +29,7 @@ from .evaluation import evaluate_items
 from .items import load_items
 from .run import Run, build_run, check_same_data, make_accelerator, resume, save_checkpoint
 from .schedule import learning_rate
-from .state import RunDirectory, replace_folder, write_json
+from .state import CheckpointError, RunDirectory, replace_folder, write_json
 from .step import StepResult, check_finite, training_step
 from .stopping import StopRequest
 
@@ -54,12 +56,15 @@ def train(arguments: Arguments) -> dict[str, Any]:
     train_items, validation_items = load_items(arguments.data, tokenizer)
     check_same_data(directory, train_items, extend=arguments.optimization.extend)
     run = build_run(arguments, make_accelerator(arguments), directory, tokenizer, train_items, validation_items)
-    resume(run)
-    if arguments.run.trackers:
-        flat = {name: str(value) for name, value in arguments.as_dict().items()}
-        run.accelerator.init_trackers("abm_hf", config=flat)
-    with StopRequest(arguments.run.time_limit_minutes, started) as stop:
-        result = _loop(run, stop)
+    try:
+        resume(run)
+        if arguments.run.trackers:
+            flat = {name: str(value) for name, value in arguments.as_dict().items()}
+            run.accelerator.init_trackers("abm_hf", config=flat)
+        with StopRequest(arguments.run.time_limit_minutes, started) as stop:
+            result = _loop(run, stop)
+    except OSError as error:  # of the log, the curve or a tracker; checkpoints say more themselves
+        raise CheckpointError(directory.checkpoints.explain(f"go on in {directory.path}", error)) from error
     run.accelerator.end_training()
     return result
 
@@ -240,7 +245,7 @@ def _report(run: Run, num_beams: int, result: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class _Exporter:
-    """Writes the model as it is now, for `from_pretrained`, with its result and predictions beside it."""
+    """Writes the model as it is now, complete for `from_pretrained`, with its result and predictions beside it."""
 
     run: Run
     result: dict[str, Any]
@@ -248,8 +253,7 @@ class _Exporter:
 
     def __call__(self, folder: Path) -> None:
         with _no_progress_bar():  # it would tear the loop's own
-            self.run.bare_model.save_pretrained(folder)
-        self.run.tokenizer.save_pretrained(folder)
+            save_pretrained(self.run.bare_model, folder, ABMProcessor(tokenizer=self.run.tokenizer))
         if self.result:
             write_json(folder / "results.json", {"step": self.run.progress.step, **self.result})
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_abm import ABMConfig
 from ..data.bucketing import BatchLimits, BucketBatchSampler
 from ..modeling_abm import ABMForConditionalGeneration
+from ..pretrained import checkpoint_path
 from .arguments import ArgumentError, Arguments, ModelArguments
 from .items import Items
 from .optimization import AveragedWeights, build_optimizer
@@ -81,12 +83,17 @@ def make_accelerator(arguments: Arguments) -> Accelerator:
     trackers = run.trackers or None
     if run.mixed_precision == "fp16" and (run.cpu or not torch.cuda.is_available()):
         raise ArgumentError("mixed_precision fp16 needs a GPU: use bf16 or no")
-    accelerator = Accelerator(
-        mixed_precision=run.mixed_precision,
-        cpu=run.cpu or not torch.cuda.is_available(),
-        log_with=trackers,
-        project_dir=run.output_dir if trackers else None,
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=run.mixed_precision,
+            cpu=run.cpu or not torch.cuda.is_available(),
+            log_with=trackers,
+            project_dir=run.output_dir if trackers else None,
+        )
+    except ValueError as error:
+        raise ArgumentError(f"these options do not go together: {error}") from error
+    if len(accelerator.log_with) < len(run.trackers):
+        raise ArgumentError(f"not all trackers of {', '.join(run.trackers)} are installed: install or leave them out")
     if accelerator.device.type == "cpu":
         local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
         torch.set_num_threads(run.cpu_threads or max(1, available_cores() // local))
@@ -138,10 +145,20 @@ def _length(arguments: Arguments) -> str:
 
 
 def build_model(arguments: ModelArguments) -> ABMForConditionalGeneration:
-    """The model that the arguments describe, with fresh weights or those of `init_from`."""
-    if arguments.init_from is not None:
-        return ABMForConditionalGeneration.from_pretrained(arguments.init_from, **arguments.config_fields())
-    return ABMForConditionalGeneration(ABMConfig.preset(arguments.preset, **arguments.config_fields()))
+    """The model that the arguments describe, with fresh weights or those of `init_from`.
+
+    Raises:
+        ArgumentError: When there is no such model or checkpoint, or one does not fit the other.
+    """
+    fields = arguments.config_fields()
+    try:
+        if arguments.init_from is not None:
+            return ABMForConditionalGeneration.from_pretrained(checkpoint_path(arguments.init_from), **fields)
+        return ABMForConditionalGeneration(ABMConfig.preset(arguments.preset, **fields))
+    except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        what = "the model" if arguments.init_from is None else f"the model from {arguments.init_from}"
+        raise ArgumentError(f"cannot make {what}: {' '.join(lines[:2])}") from error
 
 
 def build_run(
@@ -159,9 +176,8 @@ def build_run(
     if options.channels_last:
         bare = bare.to(memory_format=torch.channels_last)
     if options.gradient_checkpointing:
-        if not bare.supports_gradient_checkpointing:
-            raise ArgumentError("this model has no gradient checkpointing: lower batch_pixels to save memory")
-        bare.gradient_checkpointing_enable()
+        # Renamed in the course of transformers 5; the old name warns where there is the new one.
+        getattr(bare, "activation_checkpointing_enable", bare.gradient_checkpointing_enable)()
     bare.to(accelerator.device)
     average = AveragedWeights(bare, arguments.optimization.ema_decay)
     optimizer = build_optimizer(bare, arguments.optimization)

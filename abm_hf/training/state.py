@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class CheckpointStore:
             _sync_folder(self.folder)
         except (OSError, RuntimeError) as error:
             shutil.rmtree(incoming, ignore_errors=True)
-            raise CheckpointError(self._explain(step, error)) from error
+            raise CheckpointError(self.explain(f"write the checkpoint of step {step}", error)) from error
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(self.path(old), ignore_errors=True)
         return target
@@ -114,15 +115,16 @@ class CheckpointStore:
         for left_over in self.folder.glob(".incoming-*"):
             shutil.rmtree(left_over, ignore_errors=True)
 
-    def _explain(self, step: int, error: Exception) -> str:
+    def explain(self, failed: str, error: Exception) -> str:
+        """One line on what could not be done and why, what is left, and what to do."""
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         # torch.save reports a failed write as a RuntimeError without an errno.
         full = full or shutil.disk_usage(self.folder.parent).free < 1 << 20
         reason = "the disk is full" if full else str(error)
         kept = self.steps()
         last = f"the last good checkpoint is {self.path(kept[-1])}" if kept else "there is no earlier checkpoint"
-        remedy = "make room" if full else "repair that"
-        return f"cannot write the checkpoint of step {step}: {reason}; {last}. Then {remedy} and start again to go on"
+        remedy = "make room" if full else "put that right"
+        return f"cannot {failed}: {reason}; {last}. To go on, {remedy} and give the same command"
 
     def load_latest(self) -> tuple[int, dict[str, Any]] | None:
         """Newest checkpoint that is whole, as (step, state); `None` when there is none at all.
@@ -170,7 +172,7 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
         incoming.rename(target)
         _sync_folder(target.parent)
         shutil.rmtree(outgoing, ignore_errors=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter is how a full disk shows in a file of weights
         shutil.rmtree(incoming, ignore_errors=True)
         raise CheckpointError(f"cannot write {target}: {error}; checkpoints are untouched") from error
 
