@@ -177,7 +177,8 @@ def build_run(
         bare = bare.to(memory_format=torch.channels_last)
     if options.gradient_checkpointing:
         # Renamed in the course of transformers 5; the old name warns where there is the new one.
-        getattr(bare, "activation_checkpointing_enable", bare.gradient_checkpointing_enable)()
+        enable: Any = getattr(bare, "activation_checkpointing_enable", bare.gradient_checkpointing_enable)
+        enable()
     bare.to(accelerator.device)
     average = AveragedWeights(bare, arguments.optimization.ema_decay)
     optimizer = build_optimizer(bare, arguments.optimization)
