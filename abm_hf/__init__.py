@@ -26,6 +26,7 @@ _EXPORTS = {
     "pipeline_abm": ("ImageToLatexPipeline",),
     "recognition": ("Explanation", "Recognizer", "recognize"),
     "recognizing": ("Recognition",),
+    "onnx_model": ("ABMOnnxModel",),
     "hub": ("push_to_hub", "save_pretrained"),
     "data.latex": ("LatexError", "is_well_formed", "normalize_latex", "parse_latex"),
     "typeset": ("TypesetError", "render_latex", "to_mathml"),

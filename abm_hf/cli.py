@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .commands import recognize
+from .commands import export, recognize
 from .commands.loading import load_recognizer
 from .commands.messages import about, fail, one_line
 
@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_explain(commands)
     _add_prepare(commands)
     _add_demo(commands)
+    _add_export(commands)
     _add_push(commands)
     _add_push_space(commands)
     _add_info(commands)
@@ -80,6 +81,12 @@ def _add_demo(commands: Any) -> None:
     parser.add_argument("--device", help="such as cpu or cuda; default: a GPU if there is one")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     parser.set_defaults(run=_demo)
+
+
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser("export", help="write a checkpoint as ONNX files, to read without torch")
+    export.add_arguments(parser)
+    parser.set_defaults(run=export.run)
 
 
 def _add_push(commands: Any) -> None:

@@ -678,8 +678,10 @@ def _masked(features: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _first_masked_level(pixel_mask: Tensor | None) -> Tensor | None:
-    """The mask, or `None` where it hides nothing, which saves its work at every layer."""
-    return None if pixel_mask is None or bool((pixel_mask != 0).all()) else pixel_mask
+    """The mask, or `None` where it hides nothing, which saves its work at every layer; a graph has it in any case."""
+    if pixel_mask is None or torch.compiler.is_exporting():
+        return pixel_mask
+    return None if bool((pixel_mask != 0).all()) else pixel_mask
 
 
 __all__: Sequence[str] = ["ABMEncoderOutput", "ABMForConditionalGeneration", "ABMOutput", "ABMPreTrainedModel"]

@@ -19,7 +19,7 @@ from .pretrained import checkpoint_path
 from .processing_abm import ABMProcessor
 from .reading_abm import read_formulas
 from .readings_abm import Reading
-from .recognizing import BaseRecognizer, Recognition
+from .recognizing import BaseRecognizer, Recognition, pad_pictures
 from .runtime import Precision, encoder_dtype
 
 
@@ -119,16 +119,8 @@ class Recognizer(BaseRecognizer):
 
     def _batch(self, pictures: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
         """Model inputs for prepared pictures, padded to a size that recurs."""
-        row, column = self.processor.image_processor.pad_to_multiple_of
-        height = -(-max(picture.shape[0] for picture in pictures) // row) * row
-        width = -(-max(picture.shape[1] for picture in pictures) // column) * column
-        values = torch.zeros(len(pictures), 1, height, width)
-        mask = torch.zeros(len(pictures), height, width, dtype=torch.bool)
-        for index, picture in enumerate(pictures):
-            rows, columns = picture.shape
-            values[index, 0, :rows, :columns] = torch.from_numpy(picture) / 255
-            mask[index, :rows, :columns] = True
-        return {"pixel_values": values, "pixel_mask": mask}
+        values, mask = pad_pictures(pictures, self.processor.image_processor.pad_to_multiple_of)
+        return {"pixel_values": torch.from_numpy(values), "pixel_mask": torch.from_numpy(mask)}
 
 
 def recognize(

@@ -172,6 +172,28 @@ class BaseRecognizer(ABC):
         return self.normalize(image)
 
 
+def pad_pictures(pictures: Sequence[np.ndarray], multiples: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Prepared pictures as one batch, padded below and to the right.
+
+    Args:
+        pictures: `uint8` (H, W) each.
+        multiples: height and width (px) of the batch are multiples of these, so that sizes recur.
+
+    Returns:
+        `float32` values (B, 1, H, W) in [0, 1], and a `bool` mask (B, H, W), `True` for pixels of a picture.
+    """
+    height, width = (
+        -(-max(picture.shape[axis] for picture in pictures) // multiples[axis]) * multiples[axis] for axis in (0, 1)
+    )
+    values = np.zeros((len(pictures), 1, height, width), np.float32)
+    mask = np.zeros((len(pictures), height, width), bool)
+    for index, picture in enumerate(pictures):
+        rows, columns = picture.shape
+        values[index, 0, :rows, :columns] = picture / np.float32(255)
+        mask[index, :rows, :columns] = True
+    return values, mask
+
+
 def iter_inputs(paths: Iterable[str | Path]) -> Iterator[Path]:
     """The files to read for the given files and folders; folders give their pictures and ink, in order of name.
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from .messages import fail, one_line
 
 if TYPE_CHECKING:
+    from ..onnx_model import ABMOnnxModel
     from ..recognition import Recognizer
 
 
@@ -21,5 +22,20 @@ def load_recognizer(model: str | None, device: str | None) -> "Recognizer | None
     try:
         return Recognizer(model, device)
     except Exception as error:  # loading goes through three libraries, each with errors of its own
-        fail(f"cannot load the model {model or '(packaged)'}: {one_line(error)}")
+        _explain(model, error)
         return None
+
+
+def load_onnx_model(model: str | None, device: str | None) -> "ABMOnnxModel | None":
+    """As `load_recognizer`, for onnxruntime; without torch, unless a checkpoint is to be exported first."""
+    try:
+        from ..onnx_model import ABMOnnxModel
+
+        return ABMOnnxModel(model, device)
+    except Exception as error:
+        _explain(model, error)
+        return None
+
+
+def _explain(model: str | None, error: Exception) -> None:
+    fail(f"cannot load the model {model or '(packaged)'}: {one_line(error)}")

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..sharding import PredictionFile, Shard
-from .loading import load_recognizer
+from .loading import load_onnx_model, load_recognizer
 from .messages import about, fail, one_line
 from .writing import FORMATS, FileWriter, PictureWriter, StreamWriter, Writer
 
 if TYPE_CHECKING:
-    from ..recognition import Recognizer
-    from ..recognizing import Recognition
+    from ..recognizing import BaseRecognizer, Recognition
 
 _STDIN = "-"
 # Inputs prepared at a time, in batches: enough to sort by size, few enough to keep memory flat.
@@ -27,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", metavar="FILE|FOLDER|-", help="pictures, .inkml, folders; - reads stdin")
     parser.add_argument("--model", help="directory or Hub id; default: the packaged checkpoint")
     parser.add_argument("--device", help="such as cpu or cuda; default: a GPU if there is one")
+    parser.add_argument(
+        "--backend", choices=["torch", "onnx"], default="torch", help="what runs the network; onnx starts sooner"
+    )
     parser.add_argument("--beams", type=_positive, default=10, metavar="N", help="hypotheses followed (10); 1: greedy")
     parser.add_argument("--top-k", type=_positive, default=1, metavar="N", help="readings for each input, in JSON")
     parser.add_argument("--batch-size", type=_positive, default=16, metavar="N", help="pictures decoded together (16)")
@@ -138,7 +140,8 @@ def _run_shard(options: argparse.Namespace, inputs: list[Any], shard: Shard) -> 
             done = predictions.names()
             mine = [item for item in mine if str(item) not in done]
         if mine or shard.count == 1:
-            recognizer = load_recognizer(options.model, _device(options, shard))
+            load = load_onnx_model if options.backend == "onnx" else load_recognizer
+            recognizer = load(options.model, _device(options, shard))
             if recognizer is None:
                 return 2
             failed = _read(recognizer, mine, options, shard)
@@ -153,7 +156,7 @@ def _run_shard(options: argparse.Namespace, inputs: list[Any], shard: Shard) -> 
 
 def _device(options: argparse.Namespace, shard: Shard) -> str | None:
     """A GPU of its own for each process, where there are some."""
-    if options.device or shard.count == 1:
+    if options.device or shard.count == 1 or options.backend == "onnx":
         return options.device
     import torch
 
@@ -161,7 +164,7 @@ def _device(options: argparse.Namespace, shard: Shard) -> str | None:
     return f"cuda:{shard.local_index % gpus}" if gpus else None
 
 
-def _read(recognizer: "Recognizer", inputs: list[Any], options: argparse.Namespace, shard: Shard) -> int:
+def _read(recognizer: "BaseRecognizer", inputs: list[Any], options: argparse.Namespace, shard: Shard) -> int:
     """Reads and writes; returns how many inputs failed."""
     failed = 0
     with _writer(options, shard, single=len(inputs) == 1) as writer:
@@ -187,7 +190,7 @@ def _writer(options: argparse.Namespace, shard: Shard, single: bool) -> Writer:
 
 
 def _results(
-    recognizer: "Recognizer", inputs: list[Any], options: argparse.Namespace, shard: Shard
+    recognizer: "BaseRecognizer", inputs: list[Any], options: argparse.Namespace, shard: Shard
 ) -> Iterator[tuple[str, "Recognition"]]:
     """Name and result of each input, in order."""
     from tqdm import tqdm

@@ -1,0 +1,217 @@
+"""Greedy and beam search in NumPy, over any function that takes a step: what `generate` does, without torch.
+
+Shapes: B pictures, K hypotheses of each, T tokens, V tokens that can be written. Ties are broken by order, so that a
+search gives the same answer each time.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .grammar_abm import NEVER, GrammarState, GrammarTables
+
+# As in `generate`: the score of hypotheses that do not exist yet, and of tokens that nothing likely has.
+_IMPOSSIBLE = np.float32(-1e9)
+
+
+@dataclass
+class StepState:
+    """What a branch carries from step to step.
+
+    Args:
+        keys (B, D, L), values (B, L, C), mask (B, h, w): of the pictures, the same at each step.
+        hidden (B, K, H), coverage (B, K, h, w): of the hypotheses.
+    """
+
+    keys: np.ndarray
+    values: np.ndarray
+    mask: np.ndarray
+    hidden: np.ndarray
+    coverage: np.ndarray
+
+    def select(self, parents: np.ndarray) -> None:
+        """Each picture's hypotheses `parents` (B, K), in this order."""
+        rows = np.arange(len(parents))[:, None]
+        self.hidden, self.coverage = self.hidden[rows, parents], self.coverage[rows, parents]
+
+    def keep(self, pictures: np.ndarray) -> None:
+        """Only some pictures, given by index or mask."""
+        self.keys, self.values, self.mask = self.keys[pictures], self.values[pictures], self.mask[pictures]
+        self.hidden, self.coverage = self.hidden[pictures], self.coverage[pictures]
+
+
+Step = Callable[[StepState, np.ndarray], np.ndarray]
+"""Reads tokens (B, K), advances the state, and returns log-probabilities (B, K, V) of the next ones."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a search looks for.
+
+    Args:
+        start, stop: the tokens with which a sequence begins and ends.
+        max_length: most tokens of a sequence, both included.
+        grammar: what may be written; anything if `None`.
+    """
+
+    start: int
+    stop: int
+    max_length: int
+    grammar: GrammarTables | None
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """What follows the start token: the ids, with the end token if it got that far, and their log-probabilities."""
+
+    ids: tuple[int, ...]
+    log_probs: tuple[float, ...]
+
+
+class _Constraint:
+    """The grammar's say about N sequences."""
+
+    def __init__(self, task: Task, sequences: int):
+        self.task = task
+        self.state = GrammarState(task.grammar, sequences) if task.grammar is not None else None
+
+    def apply(self, log_probs: np.ndarray, length: int) -> np.ndarray:
+        """Log-probabilities (N, V) of the token after `length` ones, minus infinity where it must not stand."""
+        if self.state is None:
+            return log_probs
+        forbidden = self.state.forbidden(min(self.task.max_length - length, NEVER))[:, : log_probs.shape[1]]
+        return np.where(forbidden, np.float32(-np.inf), np.maximum(log_probs, _IMPOSSIBLE))
+
+    def follow(self, parents: np.ndarray, tokens: np.ndarray) -> None:
+        """Sequence n becomes what sequence `parents[n]` was, and its token `tokens[n]`."""
+        if self.state is not None:
+            self.state.select(parents)
+            self.state.read(tokens)
+
+
+def greedy_search(step: Step, state: StepState, task: Task) -> list[list[Hypothesis]]:
+    """The most probable token at each step; one hypothesis for each picture. `state` has one for each, too."""
+    pictures = np.arange(len(state.hidden))
+    constraint = _Constraint(task, len(pictures))
+    ids: list[list[int]] = [[] for _ in pictures]
+    scores: list[list[float]] = [[] for _ in pictures]
+    tokens = np.full(len(pictures), task.start)
+    for length in range(1, task.max_length):
+        log_probs = step(state, tokens[:, None])[:, 0]
+        tokens = constraint.apply(log_probs, length).argmax(axis=1)
+        for row, picture in enumerate(pictures):
+            ids[picture].append(int(tokens[row]))
+            scores[picture].append(float(log_probs[row, tokens[row]]))
+        going = np.flatnonzero(tokens != task.stop)
+        if not len(going):
+            break
+        constraint.follow(going, tokens[going])
+        if len(going) < len(pictures):
+            pictures, tokens = pictures[going], tokens[going]
+            state.keep(going)
+    return [[Hypothesis(tuple(a), tuple(b))] for a, b in zip(ids, scores, strict=True)]
+
+
+class _Beams:
+    """The K hypotheses that each of B pictures still follows, and the best that have ended."""
+
+    def __init__(self, pictures: int, beams: int, length: int):
+        self.ids = np.zeros((pictures, beams, length), np.int64)
+        self.log_probs = np.zeros((pictures, beams, length), np.float32)
+        # At first there is one hypothesis: the others would only repeat it.
+        self.totals = np.full((pictures, beams), _IMPOSSIBLE)
+        self.totals[:, 0] = 0
+        self.ended: list[list[tuple[np.float32, Hypothesis]]] = [[] for _ in range(pictures)]
+
+    def grow(self, parents: np.ndarray, tokens: np.ndarray, own: np.ndarray, position: int) -> None:
+        """Hypothesis k becomes what `parents[:, k]` was, with one more token and its log-probability."""
+        rows = np.arange(len(parents))[:, None]
+        self.ids, self.log_probs = self.ids[rows, parents], self.log_probs[rows, parents]
+        self.ids[:, :, position], self.log_probs[:, :, position] = tokens, own
+
+    def keep(self, pictures: np.ndarray) -> None:
+        self.ids, self.log_probs, self.totals = self.ids[pictures], self.log_probs[pictures], self.totals[pictures]
+        self.ended = [self.ended[index] for index in pictures]
+
+    def end(self, picture: int, parent: int, token: int, own: float, position: int, score: np.float32) -> None:
+        """Enters a finished hypothesis where it is among the K best."""
+        ids = (*self.ids[picture, parent, :position].tolist(), token)
+        log_probs = (*self.log_probs[picture, parent, :position].tolist(), own)
+        ended = self.ended[picture]
+        ended.append((score, Hypothesis(ids, log_probs)))
+        ended.sort(key=lambda entry: -entry[0])  # stable: the earlier of equals stays in front
+        del ended[self.totals.shape[1] :]
+
+    def open(self, position: int, length_penalty: float) -> np.ndarray:
+        """Pictures whose best hypothesis could still beat the worst of K ended ones, if it ended here."""
+        best = self.totals[:, 0] / np.float32((position + 1) ** length_penalty)
+        full = [len(ended) == self.totals.shape[1] for ended in self.ended]
+        worst = np.array([row[-1][0] if whole else _IMPOSSIBLE for row, whole in zip(self.ended, full, strict=True)])
+        return np.flatnonzero(best > worst)
+
+
+def beam_search(
+    step: Step, state: StepState, task: Task, num_beams: int, length_penalty: float = 1.0
+) -> list[list[Hypothesis]]:
+    """For each picture up to `num_beams` ended hypotheses, the best by `log p / length ** length_penalty` first.
+
+    The search of `generate` with `early_stopping=False`: at each step the 2 · K best continuations are looked at; the
+    ended ones among the first K are kept, the best K others go on. A picture is finished, and leaves the batch, when
+    its best hypothesis scores no better than all K that have ended. `state` has K hypotheses for each picture.
+    """
+    results: list[list[Hypothesis]] = [[] for _ in range(len(state.hidden))]
+    pictures = np.arange(len(results))
+    beams = _Beams(len(results), num_beams, task.max_length)
+    constraint = _Constraint(task, len(results) * num_beams)
+    tokens = np.full((len(results), num_beams), task.start)
+    for position in range(task.max_length - 1):
+        log_probs = step(state, tokens)  # (B, K, V)
+        allowed = constraint.apply(log_probs.reshape(-1, log_probs.shape[-1]), position + 1).reshape(log_probs.shape)
+        parents, tokens = _advance(beams, log_probs, allowed, task, position, length_penalty)
+        going = beams.open(position, length_penalty) if position + 2 < task.max_length else np.arange(0)
+        for row in np.setdiff1d(np.arange(len(pictures)), going):
+            results[pictures[row]] = [hypothesis for _, hypothesis in beams.ended[row]]
+        if not len(going):
+            break
+        state.select(parents)
+        if len(going) < len(pictures):
+            pictures, parents, tokens = pictures[going], parents[going], tokens[going]
+            state.keep(going)
+            beams.keep(going)
+        constraint.follow((going[:, None] * num_beams + parents).ravel(), tokens.ravel())
+    return results
+
+
+def _advance(
+    beams: _Beams, log_probs: np.ndarray, allowed: np.ndarray, task: Task, position: int, length_penalty: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Takes the best continuations into `beams`; the parents and tokens (B, K) of those that go on."""
+    images, num_beams, vocabulary = allowed.shape
+    totals = (allowed + beams.totals[..., None]).reshape(images, -1)
+    best = np.argsort(-totals, axis=1, kind="stable")[:, : 2 * num_beams]
+    rows = np.arange(images)[:, None]
+    totals = totals[rows, best]
+    parents, tokens = best // vocabulary, best % vocabulary
+    own = log_probs[rows, parents, tokens]
+    stops = (tokens == task.stop) | (position + 2 >= task.max_length)
+    scores = totals / np.float32((position + 1) ** length_penalty)
+    for row, column in np.argwhere(stops[:, :num_beams] & np.isfinite(scores[:, :num_beams])):
+        beams.end(
+            row, parents[row, column], int(tokens[row, column]), float(own[row, column]), position, scores[row, column]
+        )
+    running = totals + np.where(stops, _IMPOSSIBLE, np.float32(0))
+    order = np.argsort(-running, axis=1, kind="stable")[:, :num_beams]
+    beams.totals = running[rows, order]
+    parents, tokens = parents[rows, order], tokens[rows, order]
+    beams.grow(parents, tokens, own[rows, order], position)
+    return parents, tokens
+
+
+def score_hypotheses(step: Step, state: StepState, read: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Log-probabilities (B, K, T) of `targets` for a branch that reads `read`, both (B, K, T) and below V."""
+    scored = []
+    for position in range(read.shape[-1]):
+        log_probs = step(state, read[..., position])
+        scored.append(np.take_along_axis(log_probs, targets[..., position, None], axis=-1)[..., 0])
+    return np.stack(scored, axis=-1)

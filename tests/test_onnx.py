@@ -1,0 +1,200 @@
+"""ONNX: the same answers as PyTorch, without importing it, and one clear line for each kind of damage."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import abm_hf
+from abm_hf import ABMOnnxModel, Ink, Recognition, Recognizer
+from abm_hf.cli import main
+from abm_hf.data.offline import read_offline
+from abm_hf.data.synthetic import synthetic_ink
+from abm_hf.export.cache import exported_folder
+from abm_hf.export.onnx import export_onnx
+from abm_hf.image_processing_abm import ImageInputError
+from abm_hf.pretrained import CheckpointError
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_onnx(tiny_checkpoint, tmp_path_factory.mktemp("onnx"))
+
+
+@pytest.fixture(scope="module")
+def onnx_model(exported: Path) -> ABMOnnxModel:
+    return ABMOnnxModel(exported, threads=1)
+
+
+@pytest.fixture(scope="module")
+def recognizer(tiny_checkpoint: Path) -> Recognizer:
+    return Recognizer(tiny_checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def inks() -> list[Ink]:
+    return [synthetic_ink(seed, max_tokens=20) for seed in range(6)]
+
+
+def _assert_same(actual: Sequence[Recognition], expected: Sequence[Recognition]) -> None:
+    for one, other in zip(actual, expected, strict=True):
+        assert [reading.tokens for reading in one.alternatives] == [reading.tokens for reading in other.alternatives]
+        assert (one.latex, one.tokens) == (other.latex, other.tokens)
+        for left, right in zip(one.alternatives, other.alternatives, strict=True):
+            assert left.score == pytest.approx(right.score, rel=1e-3) and left.finished == right.finished
+            np.testing.assert_allclose(left.token_scores, right.token_scores, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 1},
+        {"num_beams": 1, "grammar": False},
+        {"num_beams": 4, "top_k": 3},
+        {"num_beams": 3, "grammar": False, "top_k": 2},
+        {"num_beams": 3, "two_way": True, "top_k": 3},
+        {"num_beams": 1, "two_way": True},
+        {"num_beams": 2, "max_length": 3},
+        {"num_beams": 2, "two_way": True, "two_way_weight": 0.3},
+    ],
+    ids=str,
+)
+def test_the_same_answers_as_torch(
+    onnx_model: ABMOnnxModel, recognizer: Recognizer, inks: list[Ink], options: dict[str, int]
+) -> None:
+    options = {"max_length": 14, "batch_size": 4, **options}
+    _assert_same(onnx_model(inks, **options), recognizer(inks, **options))  # type: ignore[arg-type]
+
+
+def test_crohme_is_read_as_torch_reads_it(crohme_offline: Path, tmp_path: Path) -> None:
+    """The packaged checkpoint on every n-th image of the 2014 test."""
+    every = int(os.environ.get("ABM_HF_CROHME_EVERY", 0))
+    if not every:
+        pytest.skip("a minute or more: set ABM_HF_CROHME_EVERY=5 to compare 198 images")
+    pictures = [item.image for item in read_offline(crohme_offline, "2014")[::every]]
+    model = ABMOnnxModel(export_onnx(None, tmp_path))
+    for beams in (1, 10):
+        _assert_same(model(pictures, num_beams=beams), Recognizer(device="cpu")(pictures, num_beams=beams))
+
+
+def test_any_picture_and_any_order(onnx_model: ABMOnnxModel, recognizer: Recognizer, tmp_path: Path) -> None:
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", (310, 150), (240, 235, 220))
+    ImageDraw.Draw(image).line([(30, 40), (220, 100), (60, 110)], fill=(20, 30, 90), width=5)
+    image.save(tmp_path / "photo.jpg")
+    inputs = [image, tmp_path / "photo.jpg", np.asarray(image), (tmp_path / "photo.jpg").read_bytes()]
+    together = onnx_model(inputs, num_beams=2, max_length=8)
+    _assert_same(together, recognizer(inputs, num_beams=2, max_length=8))
+    single = onnx_model.recognize(image, num_beams=2, max_length=8)
+    assert isinstance(single, Recognition) and single.latex == together[0].latex
+
+
+def test_bad_pictures(onnx_model: ABMOnnxModel, inks: list[Ink], tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("not a picture")
+    results = onnx_model([inks[0], tmp_path / "text.png"], num_beams=1, max_length=6, errors="return")
+    assert results[0].latex is not None and "text.png" in str(results[1].error)
+    with pytest.raises(ImageInputError, match=r"text\.png"):
+        onnx_model(tmp_path / "text.png")
+
+
+def test_int8_is_smaller_and_reads(exported: Path, tiny_checkpoint: Path, inks: list[Ink], tmp_path: Path) -> None:
+    import onnx
+
+    from abm_hf.export.quantization import quantize_weights
+
+    folder = shutil.copytree(exported, tmp_path / "int8")
+    for file in folder.glob("*.onnx"):
+        onnx.save(quantize_weights(onnx.load(file)), file)
+        stored = {tensor.data_type for tensor in onnx.load(file).graph.initializer if np.prod(tensor.dims) > 200}
+        assert stored == {onnx.TensorProto.INT8}, file.name
+    floats, integers = ABMOnnxModel(exported), ABMOnnxModel(folder)
+    encoded = [model._encode([np.full((64, 96), 200, np.uint8)])["values"] for model in (floats, integers)]
+    assert np.abs(encoded[0] - encoded[1]).max() < 0.05 * np.abs(encoded[0]).max()
+    assert len(integers(inks, num_beams=2, max_length=8)) == len(inks)
+
+
+def test_reading_imports_no_torch(exported: Path, tmp_path: Path) -> None:
+    from PIL import Image, ImageDraw
+
+    image = Image.new("L", (200, 80), 255)
+    ImageDraw.Draw(image).line([(20, 20), (150, 60)], fill=0, width=3)
+    image.save(tmp_path / "formula.png")
+    arguments = ["recognize", str(tmp_path / "formula.png"), "--backend", "onnx", "--model", str(exported)]
+    code = (
+        "import sys; from abm_hf.cli import main; "
+        f"code = main({[*arguments, '--max-length', '8']!r}); "
+        "print(code, sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+
+
+def test_a_checkpoint_is_exported_once(
+    tiny_checkpoint: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def copy_instead(model: Path, folder: Path) -> Path:
+        made.append(folder)
+        return shutil.copytree(exported, folder)
+
+    monkeypatch.setenv("ABM_HF_CACHE", str(tmp_path))
+    monkeypatch.setattr("abm_hf.export.onnx.export_onnx", copy_instead)
+    first, second = exported_folder(tiny_checkpoint), exported_folder(tiny_checkpoint)
+    assert first == second == made[0] and len(made) == 1 and first.parent == tmp_path
+    changed = shutil.copytree(tiny_checkpoint, tmp_path / "changed")
+    (changed / "config.json").write_text((changed / "config.json").read_text() + " ")
+    assert exported_folder(changed) != first
+    assert exported_folder(exported) == exported
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no encoder", "no step", "no config", "no tokenizer", "nothing"])
+def test_damaged_folders(exported: Path, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shutil.copytree(exported, tmp_path / "damaged")
+    match damage:
+        case "truncated":
+            (folder / "step_l2r.onnx").write_bytes((folder / "step_l2r.onnx").read_bytes()[:3000])
+        case "nothing":
+            shutil.rmtree(folder)
+        case _:
+            name = {"encoder": "encoder.onnx", "step": "step_r2l.onnx", "tokenizer": "tokenizer.json"}
+            (folder / name.get(damage[3:], "config.json")).unlink()
+    with pytest.raises(CheckpointError, match="damaged"):
+        ABMOnnxModel(folder)
+    capsys.readouterr()
+    assert main(["recognize", "formula.png", "--backend", "onnx", "--model", str(folder)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and len(captured.err.splitlines()) == 1, captured.err
+
+
+def test_without_onnxruntime(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert main(["recognize", "formula.png", "--backend", "onnx", "--model", str(exported)]) == 2
+    assert "pip install 'abm-hf[onnx]'" in capsys.readouterr().err
+
+
+def test_command(exported: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "onnx", "--output", str(tmp_path / "out"), "--model", str(tmp_path / "missing")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    (tmp_path / "file").write_text("")
+    assert main(["export", "onnx", "--output", str(tmp_path / "file"), "--model", str(tiny_checkpoint)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_model_of_one_branch_refuses_two_way_search(onnx_model: ABMOnnxModel, inks: list[Ink]) -> None:
+    one_way = object.__new__(ABMOnnxModel)
+    one_way.__dict__.update(vars(onnx_model), config={**onnx_model.config, "directions": ["l2r"]})
+    with pytest.raises(ValueError, match="no r2l"):
+        one_way(inks, two_way=True)
+
+
+def test_exported_name() -> None:
+    assert abm_hf.ABMOnnxModel is ABMOnnxModel
