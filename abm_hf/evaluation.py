@@ -8,14 +8,17 @@ any number of processes.
 import json
 import logging
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from tqdm.auto import tqdm
+from torch import Tensor
 
-from .data.collator import ABMCollator
+from .configuration_abm import DIRECTIONS
+from .evaluation_parts import claim_folder, read_items
 from .evaluation_report import build_report, holds_research_data
 from .metrics.expression_rate import bootstrap_intervals, expression_rate, score_expressions
 from .modeling_abm import ABMForConditionalGeneration
@@ -23,9 +26,10 @@ from .pretrained import DEFAULT, CheckpointError, checkpoint_path
 from .processing_abm import ABMProcessor
 from .reading_abm import read_formulas
 from .readings_abm import Reading
+from .reliability import draw_reliability, expected_calibration_error
 from .runtime import Precision, encoder_dtype
+from .tokenization_abm import ABMTokenizer
 from .training.arguments import ArgumentError, DataArguments, check_minimum
-from .training.evaluation import evaluation_batches
 from .training.items import Items, load_split
 
 logger = logging.getLogger(__name__)
@@ -45,7 +49,12 @@ class EvaluationArguments:
     top_k: int = field(default=1, metadata={"help": "Readings kept for each picture."})
     max_length: int = field(default=200, metadata={"help": "Most tokens of an answer."})
     grammar: bool = field(default=True, metadata={"help": "Whether only well-formed LaTeX can be written."})
+    direction: str = field(default="l2r", metadata={"help": "The branch that reads, l2r or r2l."})
     two_way: bool = field(default=False, metadata={"help": "Whether both branches propose and judge."})
+    two_way_weight: float | None = field(
+        default=None,
+        metadata={"help": "Say of the right-to-left branch in that; default: as tuned for the checkpoint."},
+    )
     batch_images: int = field(default=16, metadata={"help": "Most pictures in a batch."})
     batch_pixels: int = field(default=2_000_000, metadata={"help": "Most padded pixels in a batch."})
     convention: str = field(default="abm", metadata={"help": "Name of the labels' convention, for the record."})
@@ -59,7 +68,9 @@ class EvaluationArguments:
     def __post_init__(self) -> None:
         check_minimum(self, 0, "gallery")
         check_minimum(self, 1, "beams", "top_k", "batch_images", "batch_pixels", "max_items")
-        check_minimum(self, 2, "max_length")
+        check_minimum(self, 3, "max_length")
+        if self.direction not in DIRECTIONS:
+            raise ArgumentError(f"direction must be one of {', '.join(DIRECTIONS)}, not {self.direction!r}")
 
 
 def evaluate_checkpoint(arguments: EvaluationArguments) -> dict[str, Any]:
@@ -79,11 +90,10 @@ def evaluate_checkpoint(arguments: EvaluationArguments) -> dict[str, Any]:
     if arguments.max_items is not None:
         items = items.subset(range(min(arguments.max_items, len(items))))
     model, processor = _load(arguments, path, accelerator)
-    folder = _claim(arguments, path, accelerator)
-    _read(arguments, items, model, processor, folder, accelerator)
-    accelerator.wait_for_everyone()
-    rows = _rows(folder)
-    ordered = [rows[name] for name in items.ids]
+    described = {**asdict(arguments), "model": path}
+    folder = claim_folder(arguments.output_dir, described, accelerator)
+    read = partial(_read, model, processor.tokenizer, arguments)
+    ordered = read_items(items, read, folder, accelerator, arguments.batch_images, arguments.batch_pixels)
     result = _result(arguments, ordered)
     if accelerator.is_main_process:
         _write(arguments, folder, ordered, items, result)
@@ -99,96 +109,46 @@ def _load(
         model = ABMForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"cannot load {path}: {str(error).strip().splitlines()[0]}") from error
+    if arguments.direction not in model.config.directions:
+        raise ArgumentError(f"{path} reads {model.config.directions[0]} only, not {arguments.direction}")
     if arguments.two_way and len(model.branches) < 2:
         raise ArgumentError(f"{path} has one direction, {model.config.directions[0]}: two_way needs a model with two")
     model.to(accelerator.device).eval()
     return model.fuse(encoder_dtype(arguments.precision, accelerator.device)), processor
 
 
-def _claim(arguments: EvaluationArguments, path: str, accelerator: Accelerator) -> Path:
-    """The output folder, made or taken up again; another evaluation's is refused."""
-    folder = Path(arguments.output_dir)
-    described = {**asdict(arguments), "model": path}
-    for unimportant in ("output_dir", "cpu", "batch_images", "batch_pixels", "gallery"):
-        described.pop(unimportant)
-    record = folder / "evaluation.json"
-    if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != described:
-        raise ArgumentError(f"{folder} holds another evaluation: choose another output_dir, or delete it")
-    if not record.is_file() and folder.is_dir() and any(folder.iterdir()):
-        raise ArgumentError(f"{folder} holds something else: choose an empty output_dir")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            record.write_text(json.dumps(described), encoding="utf-8")
-        except OSError as error:
-            raise ArgumentError(f"cannot write to {folder}: {error.strerror}") from error
-    accelerator.wait_for_everyone()
-    return folder
-
-
 def _read(
-    arguments: EvaluationArguments,
-    items: Items,
     model: ABMForConditionalGeneration,
-    processor: ABMProcessor,
-    folder: Path,
-    accelerator: Accelerator,
-) -> None:
-    """Reads what no process has read yet; this process its share of it."""
-    done = _rows(folder)
-    accelerator.wait_for_everyone()  # nobody writes before all have seen the same
-    missing = items.subset([index for index, name in enumerate(items.ids) if name not in done])
-    batches = list(evaluation_batches(missing, arguments.batch_images, arguments.batch_pixels)) if len(missing) else []
-    collator = ABMCollator((32, 64))
-    part = folder / f"part-{accelerator.process_index:03d}.jsonl"
-    torn = part.is_file() and not part.read_bytes().endswith(b"\n")
-    with part.open("a", encoding="utf-8") as file:
-        file.write("\n" if torn else "")  # a line cut short by a crash must not take the next one with it
-        for batch in tqdm(
-            batches[accelerator.process_index :: accelerator.num_processes],
-            disable=not accelerator.is_local_main_process,
-            unit="batch",
-        ):
-            tensors = collator([{"image": missing.images[index], "labels": [1]} for index in batch])
-            readings = read_formulas(
-                model,
-                processor.tokenizer,
-                tensors["pixel_values"],
-                tensors["pixel_mask"],
-                num_beams=arguments.beams,
-                top_k=arguments.top_k,
-                max_length=arguments.max_length,
-                grammar=arguments.grammar,
-                two_way=arguments.two_way,
-            )
-            for index, candidates in zip(batch, readings, strict=True):
-                row = _row(missing.ids[index], missing.latex[index], candidates)
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()
+    tokenizer: ABMTokenizer,
+    arguments: EvaluationArguments,
+    pixel_values: Tensor,
+    pixel_mask: Tensor,
+) -> list[dict[str, Any]]:
+    readings = read_formulas(
+        model,
+        tokenizer,
+        pixel_values,
+        pixel_mask,
+        num_beams=arguments.beams,
+        top_k=arguments.top_k,
+        max_length=arguments.max_length,
+        grammar=arguments.grammar,
+        direction=arguments.direction,
+        two_way=arguments.two_way,
+        two_way_weight=arguments.two_way_weight,
+    )
+    return [_row(candidates) for candidates in readings]
 
 
-def _row(name: str, reference: str, candidates: list[Reading]) -> dict[str, Any]:
+def _row(candidates: list[Reading]) -> dict[str, Any]:
+    if not candidates:
+        return {"prediction": "", "score": 0.0, "log_probability": -1e9, "n_best": []}
     return {
-        "id": name,
-        "reference": reference,
         "prediction": " ".join(candidates[0].tokens),
         "score": candidates[0].score,
+        "log_probability": candidates[0].log_probability,
         "n_best": [{"tokens": " ".join(reading.tokens), "score": reading.score} for reading in candidates],
     }
-
-
-def _rows(folder: Path) -> dict[str, dict[str, Any]]:
-    """By id, all that any process has written; a line cut short by a crash does not count."""
-    rows = {}
-    for part in sorted(folder.glob("part-*.jsonl")):
-        for line in part.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            rows[row["id"]] = row
-    return rows
 
 
 def _result(arguments: EvaluationArguments, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -203,8 +163,22 @@ def _result(arguments: EvaluationArguments, rows: list[dict[str, Any]]) -> dict[
         "split": arguments.split,
         "beams": arguments.beams,
         "grammar": arguments.grammar,
+        "direction": arguments.direction,
         "two_way": arguments.two_way,
+        "two_way_weight": arguments.two_way_weight,
+        "calibration": {
+            "ece_of_model": expected_calibration_error(np.exp([row["log_probability"] for row in rows]), _right(rows)),
+            "ece_of_score": expected_calibration_error(_scores(rows), _right(rows)),
+        },
     }
+
+
+def _scores(rows: list[dict[str, Any]]) -> np.ndarray:
+    return np.array([row["score"] for row in rows])
+
+
+def _right(rows: list[dict[str, Any]]) -> np.ndarray:
+    return np.array([row["prediction"] == row["reference"] for row in rows])
 
 
 def _write(
@@ -212,6 +186,7 @@ def _write(
 ) -> None:
     _write_lines(folder / "predictions.jsonl", rows)
     (folder / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    draw_reliability(folder / "reliability.png", {"score": (_scores(rows), _right(rows))}, title=arguments.split)
     report = folder / "report.html"
     report.write_text(build_report(rows, items.images, result, arguments.gallery), encoding="utf-8")
     if holds_research_data(result, arguments.gallery):

@@ -267,7 +267,7 @@ def two_way_search(
     if encoder_outputs is None:
         encoder_outputs = model.encoder(pixel_values, pixel_mask)
     lists = [
-        _n_best(model, encoder_outputs, direction, grammar_tokenizer, num_beams, length_penalty, max_length)
+        n_best(model, encoder_outputs, direction, grammar_tokenizer, num_beams, length_penalty, max_length)
         for direction in ("l2r", "r2l")
     ]
     candidates, totals = _union(lists, model.config.pad_token_id)  # (B, n, T), (B, n, 2)
@@ -312,7 +312,7 @@ def two_way_generate(
     return output if generation_config.return_dict_in_generate else output.sequences
 
 
-def _n_best(
+def n_best(
     model: ABMForConditionalGeneration,
     encoder_outputs: ABMEncoderOutput,
     direction: str,

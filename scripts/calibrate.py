@@ -1,0 +1,32 @@
+"""Make scores probabilities: `accelerate launch scripts/calibrate.py --data prepared/crohme --split test2013 …`."""
+
+import json
+import logging
+import os
+import sys
+
+from transformers import HfArgumentParser
+
+from abm_hf.calibration import CalibrationArguments, calibrate_checkpoint
+from abm_hf.pretrained import CheckpointError
+from abm_hf.runtime import tune_process
+from abm_hf.training.arguments import ArgumentError
+
+
+def main() -> int:
+    """Exit code: 0, or 2 for anything the user can put right."""
+    tune_process()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    (arguments,) = HfArgumentParser(CalibrationArguments).parse_args_into_dataclasses()
+    try:
+        result = calibrate_checkpoint(arguments)
+    except (ArgumentError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps({name: result[name] for name in ("generation_config", "ece")}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
