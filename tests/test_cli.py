@@ -175,3 +175,41 @@ def test_explain(capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, pict
         capsys, "explain", pictures / "0.png", "--output", tmp_path / "steps.txt", "--model", tiny_checkpoint
     )
     assert (code, len(errors)) == (2, 1)
+
+
+def test_formats(capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    _, latex, _ = _recognize(capsys, tiny_checkpoint, pictures)
+    code, mathml, _ = _recognize(capsys, tiny_checkpoint, pictures, "--format", "mathml")
+    assert code == 0 and len(mathml) == 3 and all(line.startswith("<math") for line in mathml)
+    code, lines, _ = _recognize(capsys, tiny_checkpoint, pictures, "--format", "json")
+    record = json.loads(lines[0])
+    assert record["latex"] == latex[0] and len(record["tokens"]) == len(record["token_scores"])
+    code, paths, errors = _recognize(
+        capsys, tiny_checkpoint, pictures, "--format", "png", "--output", tmp_path / "out"
+    )
+    assert (code, len(paths), errors) == (0, 3, [])
+    for path in paths:
+        with Image.open(path) as picture:
+            assert picture.width > 20
+    single = tmp_path / "one" / "answer.png"
+    assert _recognize(capsys, tiny_checkpoint, pictures / "0.png", "--format", "png", "--output", single)[0] == 0
+    assert single.is_file()
+    output = tmp_path / "out.jsonl"
+    _recognize(capsys, tiny_checkpoint, pictures, "--format", "mathml", "--output", output)
+    assert [json.loads(line)["mathml"] for line in output.read_text().splitlines()] == mathml
+
+
+def test_not_sure(capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, pictures: Path) -> None:
+    """An answer that is too improbable is left out, with a line that says so; the others are given."""
+    code, answers, errors = _recognize(capsys, tiny_checkpoint, pictures, "--min-score", 1)
+    assert (code, answers) == (0, ["", "", ""])
+    assert len(errors) == 3 and all("not sure" in line for line in errors)
+    _, lines, _ = _recognize(capsys, tiny_checkpoint, pictures / "0.png", "--json", "--min-score", 1)
+    record = json.loads(lines[0])
+    assert record["latex"] is None and record["n_best"][0]["latex"]
+    assert _recognize(capsys, tiny_checkpoint, pictures, "--min-score", 2)[0] == 2
+
+
+def test_no_room_for_an_answer(capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, pictures: Path) -> None:
+    code, answers, errors = _run(capsys, "recognize", pictures, "--model", tiny_checkpoint, "--max-length", 1)
+    assert (code, answers, len(errors)) == (2, [], 1) and "at least 3" in errors[0]

@@ -139,3 +139,51 @@ def test_only_well_formed_latex(recognizer: Recognizer) -> None:
     for result in results:
         for reading in result.alternatives:
             assert is_well_formed(list(reading.tokens)), reading.latex
+
+
+def test_length_of_an_answer(recognizer: Recognizer) -> None:
+    """Start and end token count: three leave room for one token, and with the grammar every answer ends in time."""
+    for length in (1, 2):
+        with pytest.raises(ValueError, match="at least 3"):
+            recognizer(_drawing(), max_length=length)
+    for num_beams in (1, 4):
+        result = recognizer(_drawing(), num_beams=num_beams, max_length=3)[0]
+        assert len(result.tokens) <= 1 and result.alternatives[0].finished
+
+
+def test_more_beams_than_tokens(recognizer: Recognizer) -> None:
+    """Beams that cannot be filled do not become answers."""
+    result = recognizer(_drawing(), num_beams=150, top_k=150, max_length=3)[0]
+    texts = [reading.latex for reading in result.alternatives]
+    assert 1 < len(texts) == len(set(texts)) < 113
+    assert all(len(reading.tokens) <= 1 and reading.score > 0 for reading in result.alternatives)
+
+
+def test_right_to_left_alone(recognizer: Recognizer) -> None:
+    """Its reading is what `explain` shows, turned round."""
+    inputs = recognizer.processor(images=_drawing())
+    options = {"num_beams": 1, "max_length": 10, "grammar": False}
+    reading = read_formulas(recognizer.model, recognizer.processor.tokenizer, **inputs, direction="r2l", **options)[0][
+        0
+    ]
+    explanation = recognizer.explain(_drawing(), direction="r2l", max_length=10)
+    assert reading.tokens == explanation.tokens[::-1]
+    with pytest.raises(ValueError, match="both directions"):
+        read_formulas(recognizer.model, recognizer.processor.tokenizer, **inputs, direction="r2l", two_way=True)
+
+
+def test_a_list_without_readings(recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(recognizer), "read", lambda self, pictures, **options: [[] for _ in pictures])
+    result = recognizer(_drawing())[0]
+    assert result.latex is None and result.score == 0 and "no reading" in str(result.error)
+
+
+def test_a_long_formula_and_a_page(recognizer: Recognizer) -> None:
+    """Read with best effort, within the length that was asked for."""
+    long = Image.new("L", (6000, 90), 255)
+    page = Image.new("L", (900, 1200), 255)
+    for index in range(100):
+        long.paste(_drawing(60, 60, index), (60 * index, 15))
+        page.paste(_drawing(80, 60, index), (90 * (index % 10), 120 * (index // 10)))
+    for result in recognizer([long, page], num_beams=2, max_length=60):
+        assert result.error is None and len(result.tokens) <= 58
