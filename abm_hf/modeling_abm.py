@@ -23,6 +23,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from .activation_abm import rectify
 from .configuration_abm import ABMConfig
 from .fusion_abm import Folded, fold_batch_norms, restore
 from .inference_abm import Reader, step_weights
@@ -88,8 +89,8 @@ class ABMDenseLayer(nn.Module):
         # Several tensors where the encoder has them put together again for the gradient, instead of keeping that.
         together = torch.cat(features, dim=1) if len(features) > 1 else features[0]
         # Only the 3×3 convolution looks across positions, so only its input needs zeros where there is no picture.
-        new = self.dropout(_masked(self.norm1(self.conv1(together)), mask).relu_())
-        return self.dropout(self.norm2(self.conv2(new)).relu_())
+        new = rectify(self.norm1(self.conv1(together)), mask, self.dropout)
+        return rectify(self.norm2(self.conv2(new)), None, self.dropout)
 
 
 class ABMTransition(nn.Module):
@@ -102,7 +103,7 @@ class ABMTransition(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, mask: Tensor | None, features: Tensor) -> Tensor:
-        features = self.dropout(_masked(self.norm(self.conv(features)), mask).relu_())
+        features = rectify(self.norm(self.conv(features)), mask, self.dropout)
         pooled = F.avg_pool2d(features, 2, ceil_mode=True)
         if mask is None:
             return pooled

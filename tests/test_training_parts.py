@@ -15,6 +15,7 @@ from training_runs import TINY, arguments, write_pictures
 
 from abm_hf import ABMConfig, ABMForConditionalGeneration, ABMTokenizer
 from abm_hf.data.collator import ABMCollator
+from abm_hf.metrics.expression_rate import expression_rate
 from abm_hf.training.arguments import ArgumentError, Arguments, parse_arguments
 from abm_hf.training.data import VARIATIONS
 from abm_hf.training.evaluation import evaluation_batches, token_string
@@ -264,30 +265,48 @@ class Pictures(torch.utils.data.Dataset):
         return {"image": self.items.images[index], "labels": self.items.labels[index]}
 
 
-def test_the_model_trains_under_transformers_trainer(data: Path, tmp_path: Path) -> None:
+def rates(prediction: transformers.EvalPrediction) -> dict[str, float]:
+    """`compute_metrics`: what the README shows."""
+    tokenizer = ABMTokenizer()
+    found = [token_string(row.tolist(), tokenizer) for row in prediction.predictions]
+    wanted = [token_string([0, *(number for number in row if number >= 0)], tokenizer) for row in prediction.label_ids]
+    result = expression_rate(predictions=found, references=wanted)
+    return {name: float(result[name]) for name in ("exprate", "wer", "count")}
+
+
+def test_the_model_trains_and_resumes_exactly_under_transformers_trainer(data: Path, tmp_path: Path) -> None:
+    """Five steps, saved, and five more equal ten in a row bit by bit; evaluation generates and computes rates."""
     transformers.set_seed(0)
-    settings = transformers.TrainingArguments(
+    settings = transformers.Seq2SeqTrainingArguments(
         str(tmp_path),
-        max_steps=5,
-        save_steps=3,
+        max_steps=10,
+        save_steps=5,
         logging_steps=1,
         per_device_train_batch_size=4,
         use_cpu=True,
         remove_unused_columns=False,
         report_to=[],
         disable_tqdm=True,
+        predict_with_generate=True,
+        generation_max_length=6,
     )
-    losses = []
-    for checkpoint in (None, str(tmp_path / "checkpoint-3")):
+    losses, weights = [], []
+    for checkpoint in (None, str(tmp_path / "checkpoint-5")):
         model = ABMForConditionalGeneration(ABMConfig.preset("small", **TINY))
-        trainer = transformers.Trainer(
+        trainer = transformers.Seq2SeqTrainer(
             model,
             settings,
             data_collator=ABMCollator((16, 32)),
             train_dataset=Pictures(data),
-            eval_dataset=Pictures(data),
+            eval_dataset=torch.utils.data.Subset(Pictures(data), range(9)),
+            compute_metrics=rates,
         )
         trainer.train(resume_from_checkpoint=checkpoint)
         losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
-        assert trainer.state.global_step == 5 and np.isfinite(trainer.evaluate()["eval_loss"])
-    assert losses[0] == losses[1]  # the second goes on with the log of the first three steps, and repeats the others
+        weights.append(model.state_dict())
+        assert trainer.state.global_step == 10
+    assert len(losses[0]) == 10 and losses[0] == losses[1]  # the second goes on with the log of the first five
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+    evaluated = trainer.evaluate()
+    assert np.isfinite(evaluated["eval_loss"]) and evaluated["eval_count"] == 9 and evaluated["eval_wer"] > 0
