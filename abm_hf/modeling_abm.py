@@ -73,6 +73,10 @@ class ABMOutput(ModelOutput):
     decoder_hidden_states: None = None
 
 
+# Heights and widths of pictures are rounded up to these where they are encoded apart.
+_SIZE_STEPS = (32, 64)
+
+
 class ABMDenseLayer(nn.Module):
     """A bottleneck layer: 1×1 convolution, 3×3 convolution; gives the channels to append to the input's."""
 
@@ -119,6 +123,8 @@ class ABMEncoder(nn.Module):
     # Set by `activation_checkpointing_enable`, together with `_gradient_checkpointing_func`.
     gradient_checkpointing = False
     _gradient_checkpointing_func: Any
+    # Whether pictures without gradients are encoded with those of like size; `False` takes batches whole, to compare.
+    by_size = True
 
     def __init__(self, config: ABMConfig):
         super().__init__()
@@ -146,7 +152,38 @@ class ABMEncoder(nn.Module):
             pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*): non-zero where the picture
                 is, a rectangle that starts at the top left. Without it, everywhere.
             kwargs: ignored; `generate` passes what other models' encoders take.
+
+        On a CPU and without gradients, pictures of a batch are encoded with those of like size, without the padding
+        that the others make them take.
         """
+        if (
+            self.by_size
+            and self.mask_padding
+            and pixel_mask is not None
+            and len(pixel_values) > 1
+            and pixel_values.device.type == "cpu"
+            and not (
+                self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+            )
+        ):
+            return self._encode_by_size(pixel_values, pixel_mask)
+        return self._encode(pixel_values, pixel_mask)
+
+    def _encode_by_size(self, pixel_values: Tensor, pixel_mask: Tensor) -> ABMEncoderOutput:
+        features = mask = None
+        for images, height, width in _groups_of_like_size(pixel_mask):
+            part = self._encode(pixel_values[images, :, :height, :width], pixel_mask[images, :height, :width])
+            rows, columns = part.encoder_mask.shape[1:]
+            if features is None or mask is None:
+                grid = [-(-side // 2 ** (1 + len(self.blocks))) for side in pixel_mask.shape[1:]]
+                features = part.last_hidden_state.new_zeros(len(pixel_mask), *grid, part.last_hidden_state.shape[-1])
+                mask = part.encoder_mask.new_zeros(len(pixel_mask), *grid)
+            features[images, :rows, :columns] = part.last_hidden_state.unflatten(1, (rows, columns))
+            mask[images, :rows, :columns] = part.encoder_mask
+        assert features is not None and mask is not None
+        return ABMEncoderOutput(last_hidden_state=features.flatten(1, 2), encoder_mask=mask)
+
+    def _encode(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> ABMEncoderOutput:
         mask = _first_masked_level(pixel_mask)
         blanked = mask.to(pixel_values.dtype)[:, None] if mask is not None and self.mask_padding else None
         if blanked is not None:
@@ -290,6 +327,9 @@ class ABMCache:
 class ABMDecoderBranch(nn.Module):
     """One direction: reads the tokens written so far and scores the next one."""
 
+    # Whether steps without gradients are arranged for speed; `False` takes training's, to compare.
+    arranged = True
+
     def __init__(self, config: ABMConfig):
         super().__init__()
         hidden, embedding, channels = config.hidden_size, config.embedding_size, config.feature_channels
@@ -323,7 +363,7 @@ class ABMDecoderBranch(nn.Module):
         Returns:
             logits (N, T, K) and attention maps (N, T, h, w); both 0 where the state leaves sequences out.
         """
-        if not torch.is_grad_enabled():
+        if self.arranged and not torch.is_grad_enabled():
             return self._read(tokens, state)
         if state.rows is not None:
             raise ValueError("this state comes from a search that has left pictures out: start a new one for training")
@@ -676,6 +716,27 @@ def _without_statistics(layer: nn.Module) -> Iterator[None]:
 
 def _masked(features: Tensor, mask: Tensor | None) -> Tensor:
     return features if mask is None else features * mask.to(features.dtype)
+
+
+def _groups_of_like_size(pixel_mask: Tensor) -> Iterator[tuple[Tensor, int, int]]:
+    """Indices of pictures of about the same size, with the height and width that hold them all.
+
+    Sizes are rounded up, and groups have 1, 2, 4, … pictures: so the same shapes come back, and what was compiled for
+    them is used again.
+    """
+    shape = tuple(pixel_mask.shape[1:])
+    sizes: dict[tuple[int, ...], list[int]] = {}
+    extents = [
+        ((pixel_mask != 0).any(2 - axis).long() * torch.arange(1, shape[axis] + 1)).amax(1).tolist() for axis in (0, 1)
+    ]
+    for index, extent in enumerate(zip(*extents, strict=True)):
+        rounded = zip(extent, _SIZE_STEPS, shape, strict=True)
+        sizes.setdefault(tuple(min(max(-(-n // step), 1) * step, most) for n, step, most in rounded), []).append(index)
+    for (height, width), images in sizes.items():
+        while images:
+            count = 1 << (len(images).bit_length() - 1)
+            yield torch.tensor(images[:count]), height, width
+            images = images[count:]
 
 
 def _first_masked_level(pixel_mask: Tensor | None) -> Tensor | None:

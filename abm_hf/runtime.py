@@ -13,8 +13,9 @@ Precision = Literal["auto", "float32", "bfloat16"]
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_THRESHOLD = 32 * 1024 * 1024
 
-# oneDNN compiles each convolution for each size of picture and by default remembers 1,024, those of about ten sizes.
-_PRIMITIVES = "20000"
+# oneDNN compiles each convolution for each size of picture and by default remembers 1,024, those of some
+# twenty sizes. They take some 60 KB each.
+_PRIMITIVES = "10000"
 
 
 def tune_process() -> None:

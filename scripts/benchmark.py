@@ -1,0 +1,39 @@
+"""Measure speed: `python scripts/benchmark.py decode | train | cold [options]`; prints JSON."""
+
+import json
+import sys
+from typing import Any
+
+from transformers import HfArgumentParser
+
+from abm_hf.runtime import tune_process
+
+TASKS = ("decode", "train", "cold")
+
+
+def main() -> int:
+    """Exit code: 0, or 2 for anything the user can put right."""
+    if len(sys.argv) < 2 or sys.argv[1] not in TASKS:
+        print(f"usage: {sys.argv[0]} {{{','.join(TASKS)}}} [options]; each takes --help", file=sys.stderr)
+        return 2
+    tune_process()
+    from abm_hf import benchmark
+
+    tasks: dict[str, tuple[Any, Any]] = {
+        "decode": (benchmark.DecodeArguments, benchmark.measure_decoding),
+        "train": (benchmark.TrainArguments, benchmark.measure_training),
+        "cold": (benchmark.ColdArguments, benchmark.measure_cold_start),
+    }
+    kind, measure = tasks[sys.argv[1]]
+    (arguments,) = HfArgumentParser(kind).parse_args_into_dataclasses(sys.argv[2:])
+    try:
+        result = measure(arguments)
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(result, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
