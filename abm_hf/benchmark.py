@@ -59,6 +59,7 @@ class DecodeArguments:
     images: int = field(default=32, metadata={"help": "Pictures, drawn at random."})
     batch_sizes: list[int] = field(default_factory=lambda: [1, 16], metadata={"help": "Pictures decoded together."})
     beams: list[int] = field(default_factory=lambda: [1, 10], metadata={"help": "Hypotheses; 1 is greedy."})
+    max_length: int = field(default=200, metadata={"help": "Most tokens of an answer."})
     precision: Precision = field(default="auto", metadata={"help": "Of the encoder."})
     compare: bool = field(
         default=False, metadata={"help": "Run the plain implementation in turn with it and give the ratios."}
@@ -135,11 +136,10 @@ def measure_decoding(arguments: DecodeArguments) -> dict[str, Any]:
     decoders = {"fast": copy.deepcopy(model).fuse(encoder_dtype(arguments.precision, device))}
     if arguments.compare:
         decoders["plain"] = _plain(model)
-    random_weights = arguments.model in PRESETS
     results = []
     for batch_size in arguments.batch_sizes:
         for beams in arguments.beams:
-            seconds = _decode_in_turn(decoders, samples, batch_size, beams, random_weights)
+            seconds = _decode_in_turn(decoders, samples, batch_size, beams, arguments)
             row: dict[str, Any] = {"batch_size": batch_size, "beams": beams}
             row |= {"seconds_per_image": _rounded(seconds["fast"] / len(samples))}
             row |= {"images_per_second": _rounded(len(samples) / seconds["fast"])}
@@ -151,7 +151,7 @@ def measure_decoding(arguments: DecodeArguments) -> dict[str, Any]:
         "task": "decode",
         "model": name,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "lengths": "as labelled, forced on random weights" if random_weights else "as the model writes",
+        "lengths": "as labelled, forced on random weights" if arguments.model in PRESETS else "as the model writes",
         "data": Path(arguments.data).name if arguments.data else "synthetic",
         "images": len(samples),
         "encoder": str(encoder_dtype(arguments.precision, device) or torch.float32).removeprefix("torch."),
@@ -253,7 +253,7 @@ def _decode_in_turn(
     samples: Sequence[Sample],
     batch_size: int,
     beams: int,
-    random_weights: bool,
+    arguments: DecodeArguments,
 ) -> dict[str, float]:
     """Seconds that each decoder takes, alternating from batch to batch."""
     ordered = {
@@ -263,18 +263,20 @@ def _decode_in_turn(
     seconds = dict.fromkeys(decoders, 0.0)
     for start in range(0, len(samples), batch_size):
         for name, model in decoders.items():
-            seconds[name] += _decode(model, ordered[name][start : start + batch_size], beams, random_weights)
+            seconds[name] += _decode(model, ordered[name][start : start + batch_size], beams, arguments)
     return seconds
 
 
-def _decode(model: ABMForConditionalGeneration, batch: Sequence[Sample], beams: int, random_weights: bool) -> float:
+def _decode(
+    model: ABMForConditionalGeneration, batch: Sequence[Sample], beams: int, arguments: DecodeArguments
+) -> float:
     inputs = ABMCollator((32, 64))([{"image": sample.image} for sample in batch])
     tokenizer = ABMTokenizer()
-    options: dict[str, Any] = {"num_beams": beams}
-    if random_weights:
+    options: dict[str, Any] = {"num_beams": beams, "max_length": arguments.max_length}
+    if arguments.model in PRESETS:
         factor = _BEAM_STEPS if beams > 1 else 1.0
         stop = StopAt([math.ceil(factor * sample.length) for sample in batch], tokenizer.eos_token_id)
-        grammar = LatexGrammarLogitsProcessor.from_tokenizer(tokenizer, max_length=200)
+        grammar = LatexGrammarLogitsProcessor.from_tokenizer(tokenizer, max_length=arguments.max_length)
         options |= {"logits_processor": [grammar, stop], "grammar": False}  # at its usual cost, but not the last word
     with torch.inference_mode():
         model.encoder(inputs["pixel_values"].to(model.device), inputs["pixel_mask"].to(model.device))

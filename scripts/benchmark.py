@@ -4,10 +4,6 @@ import json
 import sys
 from typing import Any
 
-from transformers import HfArgumentParser
-
-from abm_hf.runtime import tune_process
-
 TASKS = ("decode", "train", "cold")
 
 
@@ -16,8 +12,12 @@ def main() -> int:
     if len(sys.argv) < 2 or sys.argv[1] not in TASKS:
         print(f"usage: {sys.argv[0]} {{{','.join(TASKS)}}} [options]; each takes --help", file=sys.stderr)
         return 2
-    tune_process()
+    from transformers import HfArgumentParser
+
     from abm_hf import benchmark
+    from abm_hf.runtime import tune_process
+
+    tune_process()
 
     tasks: dict[str, tuple[Any, Any]] = {
         "decode": (benchmark.DecodeArguments, benchmark.measure_decoding),

@@ -1,0 +1,85 @@
+"""The benchmark: its numbers are there, and its forced lengths are those asked for."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from abm_hf.benchmark import (
+    ColdArguments,
+    DecodeArguments,
+    StopAt,
+    TrainArguments,
+    measure_cold_start,
+    measure_decoding,
+    measure_training,
+)
+from abm_hf.configuration_abm import ABMConfig
+from abm_hf.modeling_abm import ABMForConditionalGeneration
+from abm_hf.runtime import encoder_dtype
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "benchmark.py"
+
+
+def test_decoding_is_measured_for_all_combinations(tiny_checkpoint: Path) -> None:
+    result = measure_decoding(
+        DecodeArguments(
+            model=str(tiny_checkpoint), images=3, batch_sizes=[2], beams=[1, 2], max_length=12, compare=True
+        )
+    )
+    assert [(row["batch_size"], row["beams"]) for row in result["results"]] == [(2, 1), (2, 2)]
+    for row in result["results"]:
+        assert row["images_per_second"] == pytest.approx(1 / row["seconds_per_image"], rel=0.01)
+        assert row["ratio"] == pytest.approx(row["plain_seconds_per_image"] / row["seconds_per_image"], rel=0.02)
+    assert result["images"] == 3 and result["peak_memory_mb"] > 50 and result["data"] == "synthetic"
+    json.dumps(result)
+
+
+def test_pictures_of_a_folder_are_decoded(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        picture = np.full((40, 90), 255, np.uint8)
+        picture[10:30, 20:24] = 0
+        Image.fromarray(picture).save(tmp_path / name)
+    arguments = DecodeArguments(
+        model=str(tiny_checkpoint), data=str(tmp_path), batch_sizes=[2], beams=[1], max_length=12
+    )
+    assert measure_decoding(arguments)["images"] == 2
+
+
+def test_forced_lengths_are_kept(tiny_config: ABMConfig) -> None:
+    torch.manual_seed(0)
+    model = ABMForConditionalGeneration(tiny_config).eval()
+    for beams in (1, 3):
+        ids = model.generate(
+            pixel_values=torch.rand(2, 1, 32, 64), num_beams=beams, logits_processor=[StopAt([3, 7], stop=1)]
+        )
+        assert ((ids != 0) & (ids != 1) & (ids != 113)).sum(1).tolist() == [3, 7]
+
+
+def test_training_is_measured() -> None:
+    result = measure_training(TrainArguments(model="small", steps=1, precisions=["no"]))
+    assert result["results"][0]["images"] == 8 and result["results"][0]["images_per_second"] > 0
+
+
+def test_cold_start_is_measured(tiny_checkpoint: Path) -> None:
+    result = measure_cold_start(ColdArguments(model=str(tiny_checkpoint), repeats=1))
+    assert 0.5 < result["seconds"] < 300 and result["peak_memory_mb"] > 50
+
+
+def test_wrong_usage_is_told() -> None:
+    done = subprocess.run([sys.executable, SCRIPT, "decoding"], capture_output=True, text=True)
+    assert done.returncode == 2 and "decode,train,cold" in done.stderr
+
+
+def test_precision() -> None:
+    device = torch.device("cpu")
+    assert encoder_dtype("float32", device) is None
+    assert encoder_dtype("bfloat16", device) == torch.bfloat16
+    assert encoder_dtype("auto", device) in (None, torch.bfloat16)
+    with pytest.raises(ValueError, match="'auto', 'float32' or 'bfloat16'"):
+        encoder_dtype("half", device)  # type: ignore[arg-type]
