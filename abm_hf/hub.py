@@ -23,7 +23,10 @@ from .processing_abm import ABMProcessor
 from .tokenization_abm import ABMTokenizer
 
 # What a checkpoint directory may hold besides model, processor and code: the evidence that its card states.
-_EVIDENCE = ("training.json", "metrics.jsonl", "training_curve.png", "calibration.json", "reliability.png", "results")
+_EVIDENCE = (
+    "training.json", "metrics.jsonl", "training_curve.png", "results", "speed.json", "calibration.json",
+    "reliability.png", "failures.png",
+)  # fmt: skip
 
 # The Space's own files; in a checkout a link to `space/`.
 _SPACE_FILES = Path(__file__).parent / "demo" / "space_files"

@@ -1,7 +1,12 @@
 """Writes the model card of a checkpoint from what was measured.
 
-A checkpoint directory may hold `training.json` (how it was trained) and `results/*.json` (what `scripts/evaluate.py`
-wrote); the card states these and nothing that was not measured.
+A checkpoint directory may hold evidence, and the card states it and nothing that was not measured:
+
+- `results/*.json`: what `scripts/evaluate.py` wrote.
+- `training.json`: how it was trained: `summary`, `commands` (lines of a shell), `facts` (name to value), `datasets`.
+- `training_curve.png`: drawn by the training.
+- `speed.json`, `calibration.json`: a table each: `text` (machine, command, what is measured), `columns`, `rows`.
+- `failures.png`: from `scripts/draw_failures.py`.
 """
 
 import json
@@ -40,7 +45,14 @@ inputs = processor(images="formula.png")
 print(processor.batch_decode(model.generate(**inputs, num_beams=10), skip_special_tokens=True))
 ```
 
-With the package `abm-hf` installed: `abm_hf.recognize("formula.png", model="{repository}").latex`.
+With the package `abm-hf` installed:
+
+```python
+import abm_hf
+
+result = abm_hf.recognize("formula.png", model="{repository}")
+print(result.latex, result.score)
+```
 
 ## Results
 
@@ -49,7 +61,11 @@ With the package `abm-hf` installed: `abm_hf.recognize("formula.png", model="{re
 ExpRate is the share of expressions that equal the label token by token, ≤1 and ≤2 those with at most so many edits,
 WER the edits in all divided by the tokens of all labels, in percent; in brackets 95 % bootstrap intervals. Evaluator:
 `abm_hf.metrics.expression_rate`. Label convention: `abm` (that of WAP, BTTR and ABM; CoMER's differs).
+{calibration}
+## Size and speed
 
+{size}
+{speed}
 ## What it reads
 
 One formula on one picture, in {tokens} LaTeX tokens:
@@ -57,7 +73,7 @@ One formula on one picture, in {tokens} LaTeX tokens:
 `{vocabulary}`
 
 No matrices, no text, no printed mathematics, no several formulas on a page.
-
+{failures}
 ## Training
 
 {training}
@@ -93,12 +109,16 @@ def write_model_card(folder: str | Path, repository: str = "abm-hf/abm", name: s
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "results").glob("*.json"))]
     total, inference = _parameters(folder)
     card = _TEMPLATE.format(
-        metadata=_metadata(results, name).to_yaml(),
+        metadata=_metadata(results, name, _record(folder).get("datasets")).to_yaml(),
         name=name,
         parameters=f"{total / 1e6:.2f} M",
         inference=f"{inference / 1e6:.2f} M",
         repository=repository,
         results=_table(results) if results else "Not measured.",
+        calibration=_evidence(folder / "calibration.json", "### How far the probabilities can be trusted"),
+        size=_size(folder, total),
+        speed=_evidence(folder / "speed.json", ""),
+        failures=_failures(folder),
         tokens=len(_writable()),
         vocabulary=" ".join(_writable()),
         training=_training(folder),
@@ -109,13 +129,14 @@ def write_model_card(folder: str | Path, repository: str = "abm-hf/abm", name: s
     return path
 
 
-def _metadata(results: Sequence[dict[str, Any]], name: str) -> ModelCardData:
+def _metadata(results: Sequence[dict[str, Any]], name: str, datasets: list[str] | None) -> ModelCardData:
     return ModelCardData(
         license="other",
         license_name="research-non-commercial",
         library_name="transformers",
         pipeline_tag="image-to-text",
         tags=["handwritten-mathematics", "latex", "ocr", "crohme", "inkml", "abm", "arxiv:2112.03603"],
+        datasets=datasets,
         metrics=["exprate", "wer"],
         model_name=name,
         eval_results=[evaluated for result in results for evaluated in _evaluations(result)] or None,
@@ -176,12 +197,42 @@ def _writable() -> list[str]:
     return [token for token in ABM_VOCABULARY if not (token.startswith("<") and token.endswith(">"))]
 
 
-def _training(folder: Path) -> str:
-    path = folder / "training.json"
+def _size(folder: Path, parameters: int) -> str:
+    size = (folder / "model.safetensors").stat().st_size
+    return f"{parameters / 1e6:.2f} M parameters in a file of {size / 1e6:.1f} MB.\n"
+
+
+def _evidence(path: Path, heading: str) -> str:
+    """The table of a file of evidence, with its text, or nothing where there is none."""
     if not path.is_file():
+        return ""
+    evidence = json.loads(path.read_text(encoding="utf-8"))
+    lines = [heading, "", evidence["text"], ""] if heading else [evidence["text"], ""]
+    rows = [evidence["columns"], ["---"] * len(evidence["columns"]), *evidence["rows"]]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return "\n" + "\n".join(lines) + "\n"
+
+
+def _failures(folder: Path) -> str:
+    if not (folder / "failures.png").is_file():
+        return ""
+    return (
+        "\nWhat it reads wrong, from synthetic ink (`scripts/draw_failures.py`; not how often, but what):\n\n"
+        "![expressions with their labels and the wrong answers](failures.png)\n"
+    )
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    path = folder / "training.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _training(folder: Path) -> str:
+    record = _record(folder)
+    if not record:
         return "Not recorded with this checkpoint."
-    record = json.loads(path.read_text(encoding="utf-8"))
-    lines = [record["summary"], "", "```bash", *record["commands"], "```", ""]
+    reason = "<!-- not run by tests, because it trains for hours on data that cannot be redistributed -->"
+    lines = [record["summary"], "", reason, "```bash", *record["commands"], "```", ""]
     lines += [f"- {name}: {value}" for name, value in record["facts"].items()]
     if (folder / "training_curve.png").is_file():
         lines += ["", "![training curve](training_curve.png)"]

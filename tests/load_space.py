@@ -32,6 +32,8 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 GROWTH_LIMIT_MB = 50
+#: Share of questions whose asker is gone before the answer.
+LEAVING = 0.05
 #: What a visitor may be told instead of an answer; anything else is a fault.
 REFUSALS = ("This ", "There is no ", "Too many people", "Queue is full", "is larger than", "not taken")
 
@@ -43,6 +45,7 @@ class Tally:
     seconds: list[float] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
+    memory: list[float] = field(default_factory=list)
 
 
 def inputs(seed: int = 0) -> list[tuple[str, str, Any, bool]]:
@@ -59,6 +62,7 @@ def inputs(seed: int = 0) -> list[tuple[str, str, Any, bool]]:
     bad = [
         ("recognize_picture", "cut", _base64(pictures[0][:200]), False),
         ("recognize_picture", "pdf", _base64(b"%PDF-1.7"), False),
+        ("recognize_picture", "svg", _base64(b"<svg xmlns='http://www.w3.org/2000/svg'><script/></svg>"), False),
         ("recognize_picture", "path", "/etc/passwd", False),
         ("recognize_ink", "bomb", "<!DOCTYPE ink [<!ENTITY a 'b'>]><ink><trace>&a;</trace></ink>", False),
         ("recognize_ink", "empty", [], False),
@@ -79,24 +83,26 @@ async def visit(client: httpx.AsyncClient, cases: list[Any], end: float, tally: 
         endpoint, name, payload, _ = rng.choice(cases)
         began = time.monotonic()
         try:
-            kind, text = await ask(client, endpoint, payload)
+            kind, text = await ask(client, endpoint, payload, leave=rng.random() < LEAVING)
         except httpx.HTTPError as error:
             kind, text = "fault", f"{type(error).__name__} {error}"
         tally.kinds[f"{name}: {kind}"] += 1
         if kind == "answer":
             tally.seconds.append(time.monotonic() - began)
-        elif kind == "fault" or not any(words in text for words in REFUSALS):
+        elif kind == "fault" or (kind == "refusal" and not any(words in text for words in REFUSALS)):
             tally.faults.append(f"{name}: {text[:200]}")
         await asyncio.sleep(rng.uniform(0.1, 1.0))
 
 
-async def ask(client: httpx.AsyncClient, endpoint: str, payload: Any) -> tuple[str, str]:
-    """One question over the HTTP API: `answer`, `refusal` or `fault`, and what was said."""
+async def ask(client: httpx.AsyncClient, endpoint: str, payload: Any, leave: bool = False) -> tuple[str, str]:
+    """One question over the HTTP API: `answer`, `refusal`, `fault` or `left` (without waiting), and what was said."""
     response = await client.post(f"/gradio_api/call/{endpoint}", json={"data": [payload, False, False, True]})
     if response.status_code in (400, 413, 503):
         return "refusal", response.text
     if response.status_code != 200:
         return "fault", f"{response.status_code} {response.text}"
+    if leave:
+        return "left", ""
     async for event, data in _events(client, f"/gradio_api/call/{endpoint}/{response.json()['event_id']}"):
         if event == "complete":
             return "answer", data
@@ -120,10 +126,12 @@ async def press(address: str, clients: int, seconds: float, warm_up: float, pid:
     cases, tally, warm = inputs(), Tally(), Tally()
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=address, timeout=180, limits=limits) as client:
-        for count, duration, into in ((clients, warm_up, warm), (clients, seconds, tally)):
-            before = resident_mb(pid)
+        for duration, into in ((warm_up, warm), (seconds, tally)):
             end = time.monotonic() + duration
-            await asyncio.gather(*(visit(client, cases, end, into, seed) for seed in range(count)))
+            watcher = asyncio.create_task(watch(pid, seconds / 12, into.memory))
+            await asyncio.gather(*(visit(client, cases, end, into, seed) for seed in range(clients)))
+            watcher.cancel()
+    memory = [*tally.memory, round(resident_mb(pid), 1)]
     ordered = sorted(tally.seconds)
     return {
         "clients": clients,
@@ -131,10 +139,18 @@ async def press(address: str, clients: int, seconds: float, warm_up: float, pid:
         "answers": len(ordered),
         "median_s": round(statistics.median(ordered), 3) if ordered else None,
         "p95_s": round(ordered[int(0.95 * (len(ordered) - 1))], 3) if ordered else None,
-        "memory_growth_mb": round(resident_mb(pid) - before, 1),
+        "memory_mb": memory,
+        "memory_growth_mb": round(memory[-1] - memory[0], 1),
         "kinds": dict(sorted(tally.kinds.items())),
         "faults": (warm.faults + tally.faults)[:20],
     }
+
+
+async def watch(pid: int, seconds: float, memory: list[float]) -> None:
+    """Notes the server's memory again and again, until it is cancelled."""
+    while True:
+        memory.append(round(resident_mb(pid), 1))
+        await asyncio.sleep(seconds)
 
 
 def resident_mb(pid: int) -> float:

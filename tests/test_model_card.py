@@ -2,13 +2,17 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
 from abm_hf import ABMForConditionalGeneration
 from abm_hf.cli import main
+from abm_hf.data.ink import Ink
+from abm_hf.gallery import draw_failures, find_failures
 
 _RESULT = {
     "exprate": 41.234,
@@ -32,7 +36,13 @@ def measured(tiny_checkpoint: Path, tmp_path: Path) -> Path:
     (folder / "results").mkdir()
     (folder / "results" / "2014-beam.json").write_text(json.dumps(_RESULT))
     record = {"summary": "Trained on a test.", "commands": ["python scripts/train.py"], "facts": {"seed": 17}}
-    (folder / "training.json").write_text(json.dumps(record))
+    (folder / "training.json").write_text(json.dumps(record | {"datasets": ["crohme"]}))
+    speed = {"text": "On a slow machine.", "columns": ["search", "ms"], "rows": [["greedy", 123]]}
+    (folder / "speed.json").write_text(json.dumps(speed))
+    calibration = {"text": "Of 986.", "columns": ["probability", "right"], "rows": [["over 90 %", "97 %"]]}
+    (folder / "calibration.json").write_text(json.dumps(calibration))
+    failures = find_failures(lambda inks: ["x" for _ in inks], count=3)
+    draw_failures(failures).save(folder / "failures.png")
     return folder
 
 
@@ -44,6 +54,7 @@ def test_dry_run_writes_a_repository(
     assert main(["push", "someone/abm-x", "--model", str(measured), "--dry-run", "--output", str(out)]) == 0
     assert capsys.readouterr().out.strip() == str(out)
     card = ModelCard.load(out / "README.md")
+    assert card.data.datasets == ["crohme"]
     assert (card.data.license, card.data.library_name, card.data.pipeline_tag) == (
         "other",
         "transformers",
@@ -59,6 +70,10 @@ def test_dry_run_writes_a_repository(
         "someone/abm-x",
         "non-commercial",
         "110 LaTeX",
+        "| greedy | 123 |",
+        "| over 90 % | 97 % |",
+        "](failures.png)",
+        "MB.",
     ):
         assert stated in card.text, stated
     assert ABMForConditionalGeneration.from_pretrained(out).config.directions == ("l2r", "r2l")
@@ -68,6 +83,7 @@ def test_dry_run_writes_a_repository(
         "processor_config.json",
         "tokenizer.json",
         "training.json",
+        "failures.png",
     ):
         assert (out / needed).is_file(), needed
 
@@ -77,6 +93,23 @@ def test_nothing_is_claimed_without_evidence(tiny_checkpoint: Path, tmp_path: Pa
     assert main(["push", "someone/abm-x", "--model", str(tiny_checkpoint), "--dry-run", "--output", str(out)]) == 0
     text = (out / "README.md").read_text()
     assert "Not measured." in text and "model-index" not in text and "Not recorded" in text
+    assert "datasets" not in text and "failures.png" not in text and "probabilities can be trusted" not in text
+
+
+def test_failures_are_those_that_differ_from_the_label() -> None:
+    labels: list[str] = []
+
+    def read(inks: Sequence[Ink]) -> list[str]:
+        labels.extend(str(ink.label) for ink in inks)
+        return [label if number % 3 else "x" for number, label in enumerate(str(ink.label) for ink in inks)]
+
+    failures = find_failures(read, count=4)
+    assert [failure.label for failure in failures] == labels[:12:3] and {failure.answer for failure in failures} == {
+        "x"
+    }
+    assert find_failures(lambda inks: [str(ink.label) for ink in inks], most=32) == []
+    page = np.asarray(draw_failures(failures))
+    assert page.shape[1] == 920 and (page[:, :460] < 128).any() and (page[:, 460:] < 128).any()
 
 
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

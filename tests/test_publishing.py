@@ -1,6 +1,7 @@
 """Publishing against a Hub on loopback: what `push` and `push-space` upload is what loads and runs elsewhere."""
 
-import json
+import asyncio
+import re
 import socket
 import subprocess
 import sys
@@ -11,10 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import load_space
+import numpy as np
 import pytest
 import yaml
 from fake_hub import FakeHub, running_hub
+from PIL import Image
 
+from abm_hf import Recognizer
 from abm_hf.cli import main
 from abm_hf.hub import HubError, export_space, push_space
 
@@ -56,66 +61,80 @@ def test_a_published_model_holds_all_that_it_needs(published: str, hub: FakeHub)
     assert b"me/abm-tiny" in repository.files["README.md"]
 
 
-def test_a_published_model_loads_where_the_package_is_unknown(
+def test_the_cards_code_runs_where_the_package_is_unknown(
     published: str, hub: FakeHub, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    code = """
-    import importlib.util, json, sys, torch
-    sys.modules["abm_hf"] = None  # an import of it fails
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    card = hub.repositories["model", "me/abm-tiny"].files["README.md"].decode()
+    alone, packaged = re.findall(r"^```python\n(.*?)^```", card, re.MULTILINE | re.DOTALL)
+    Image.fromarray(255 * np.eye(40, dtype=np.uint8)).save(tmp_path / "formula.png")
+    # None for a module: an import of it fails.
+    code = f"""
+import os, sys
+os.chdir({str(tmp_path)!r})
+sys.modules["abm_hf"] = None
+{alone}
+del sys.modules["abm_hf"]
+sys.path.insert(0, {str(ROOT)!r})
+{packaged}"""
+    answers = _run(code, hub.environment(tmp_path / "home")).splitlines()
+    recognizer = Recognizer(tiny_checkpoint)
+    inputs = recognizer.processor(images=tmp_path / "formula.png")
+    written = recognizer.model.generate(**inputs, num_beams=10)
+    assert answers[0] == str(recognizer.processor.batch_decode(written, skip_special_tokens=True))
+    assert answers[1].startswith(recognizer([tmp_path / "formula.png"])[0].latex)
 
-    model = AutoModelForImageTextToText.from_pretrained("me/abm-tiny", trust_remote_code=True).eval()
-    processor = AutoProcessor.from_pretrained("me/abm-tiny", trust_remote_code=True)
-    inputs = processor(images=torch.eye(40).mul(255).byte().numpy())
-    print(json.dumps(model.generate(**inputs, max_length=10).tolist()))
-    """
-    remote = json.loads(_run(code, hub.environment(tmp_path)))
-    import torch
 
-    from abm_hf import ABMForConditionalGeneration, ABMProcessor
-
-    inputs = ABMProcessor()(images=torch.eye(40).mul(255).byte().numpy())
-    local = ABMForConditionalGeneration.from_pretrained(tiny_checkpoint).eval()
-    assert remote == local.generate(**inputs, max_length=10).tolist()
-
-
-def test_a_published_space_runs(published: str, hub: FakeHub, tmp_path: Path) -> None:
+def test_a_published_space_holds_no_weights(published: str, hub: FakeHub) -> None:
     space = hub.repositories["space", "me/handwriting"]
     assert space.made_with["sdk"] == "gradio" and space.made_with["visibility"] == "public"
     assert space.variables == {"MODEL_ID": "me/abm-tiny"}
     assert not [name for name in space.files if "pretrained/" in name or "__pycache__" in name]
-    for name, data in space.files.items():
-        path = tmp_path / "space" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    card = yaml.safe_load((tmp_path / "space" / "README.md").read_text(encoding="utf-8").split("---")[1])
+    card = yaml.safe_load(space.files["README.md"].decode().split("---")[1])
     assert card["models"] == ["me/abm-tiny"] and card["app_file"] == "app.py"
+
+
+@pytest.fixture(scope="module")
+def space(published: str, hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+    """The published Space, started as Hugging Face does; its address and process."""
+    folder, repository = tmp_path_factory.mktemp("space"), hub.repositories["space", "me/handwriting"]
+    for name, data in repository.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = hub.environment(tmp_path) | space.variables | {"GRADIO_SERVER_PORT": str(port)}
+    own = {"GRADIO_SERVER_PORT": str(port), "HF_HOME": str(folder / "home")}
+    environment = hub.environment(folder) | repository.variables | own
     environment.pop("PYTHONPATH", None)
-    _ask_for_a_formula(tmp_path / "space", environment, f"http://127.0.0.1:{port}")
-
-
-def _ask_for_a_formula(folder: Path, environment: dict[str, str], address: str) -> None:
-    """Starts the Space's app as Hugging Face does, and has it read two strokes."""
-    log = folder / "log"
-    with log.open("w") as output:
+    with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "app.py"], cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
+            [sys.executable, "app.py"], cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
         )
         try:
-            _wait_for(address, process, log)
-            plus = [[[0, 20], [40, 20]], [[20, 0], [20, 40]]]
-            asked = httpx.post(
-                f"{address}/gradio_api/call/recognize_ink", json={"data": [plus, False, False, True]}, timeout=60
-            )
-            answer = httpx.get(f"{address}/gradio_api/call/recognize_ink/{asked.json()['event_id']}", timeout=60).text
+            _wait_for(f"http://127.0.0.1:{port}", process, folder / "log")
+            yield f"http://127.0.0.1:{port}", process.pid
         finally:
             process.terminate()
             process.wait(30)
+
+
+def test_a_published_space_reads(space: tuple[str, int]) -> None:
+    address, _ = space
+    plus = [[[0, 20], [40, 20]], [[20, 0], [20, 40]]]
+    asked = httpx.post(
+        f"{address}/gradio_api/call/recognize_ink", json={"data": [plus, False, False, True]}, timeout=60
+    )
+    answer = httpx.get(f"{address}/gradio_api/call/recognize_ink/{asked.json()['event_id']}", timeout=60).text
     assert "event: complete" in answer and '"readings"' in answer
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+def test_a_crowd_gets_answers_or_reasons_and_leaves_no_memory_behind(space: tuple[str, int]) -> None:
+    address, pid = space
+    result = asyncio.run(load_space.press(address, clients=12, seconds=5, warm_up=3, pid=pid))
+    assert result["faults"] == [] and result["answers"] >= 5
+    assert any(kind.endswith("refusal") for kind in result["kinds"])
+    assert result["memory_growth_mb"] < load_space.GROWTH_LIMIT_MB
 
 
 def _wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:

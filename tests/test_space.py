@@ -265,6 +265,22 @@ def test_gif_comes_as_data(demo_service: service.Service) -> None:
     assert base64.b64decode(data.removeprefix("data:image/gif;base64,")).startswith(b"GIF8")
 
 
+def test_the_model_always_runs_in_the_same_thread(
+    demo_service: service.Service, recognizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each thread in which torch has computed keeps memory."""
+    seen: set[int] = set()
+    prepare = fake.prepare
+    monkeypatch.setattr(fake, "prepare", lambda source: seen.add(threading.get_ident()) or prepare(source))
+    pictures: list[Any] = []
+    for _ in range(3):
+        visitor = threading.Thread(target=lambda: pictures.append(demo_service.read(png())["seen"]))
+        visitor.start()
+        visitor.join()
+    demo_service.explain(pictures[0])
+    assert len(pictures) == 3 and len(seen) == 1 and threading.get_ident() not in seen
+
+
 def test_whoever_waits_too_long_is_told() -> None:
     recognizer = fake.FakeRecognizer()
     impatient = service.Service(recognizer, wait_limit=0.05)

@@ -9,6 +9,7 @@ import base64
 import io
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -69,6 +70,9 @@ class Service:
         self.recognizer = recognizer
         self.wait_limit = wait_limit
         self._turn = threading.Lock()
+        # Always the same thread: torch keeps buffers and a team of workers for each thread that ever ran a model, and
+        # the web server's forty threads made that 200 MB.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="abm-model")
         recognizer.model.generation_config.max_time = time_limit
         recognizer.processor.image_processor.max_megapixels = MAX_MEGAPIXELS
 
@@ -169,7 +173,7 @@ class Service:
         if not self._turn.acquire(timeout=self.wait_limit):
             raise RefusedError("Too many people are reading formulas right now: please try again in a minute.")
         try:
-            return work()
+            return self._thread.submit(work).result()
         except (ImageInputError, InkError) as error:
             reason = getattr(error, "reason", str(error))
             raise RefusedError(f"This cannot be read: {reason}.") from error

@@ -9,7 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from abm_hf.data.inkml import read_inkml
+from abm_hf.data.render import render_ink
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -25,12 +29,24 @@ FLAGS = [
     "--disable-extensions",
     "--disable-dev-shm-usage",
 ]
+#: A camera that shows a file, and that every page may use which asks the browser.
+CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 #: Milliseconds to wait for anything on the page: machines that run tests are often busy.
 PATIENCE = 120_000
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
+def photographed() -> np.ndarray:
+    """What the camera sees, uint8 (480, 640): the ink of an example, dark on light paper."""
+    frame = np.full((480, 640), 220, np.uint8)
+    ink = render_ink(read_inkml(Path(__file__).parents[2] / "examples" / "gauss.inkml"))
+    height, width = min(ink.shape[0], 460), min(ink.shape[1], 620)
+    frame[10 : 10 + height, 10 : 10 + width] -= ink[:height, :width] // 255 * 190
+    return frame
+
+
+@pytest.fixture(scope="module")
+def chromium(photographed: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A browser, or a skip that cannot be overlooked."""
     try:
         from playwright.sync_api import sync_playwright
@@ -38,8 +54,13 @@ def chromium() -> Iterator[Any]:
         _skip_loudly("playwright is not installed (pip install playwright)")
     if not CHROMIUM:
         _skip_loudly("Chromium is not installed (apt-get install chromium, or set CHROMIUM to its path)")
+    video = tmp_path_factory.mktemp("camera") / "formula.y4m"
+    grey = bytes([128]) * (photographed.size // 2)  # both colours, at a quarter of the resolution
+    head = f"YUV4MPEG2 W{photographed.shape[1]} H{photographed.shape[0]} F10:1 Ip A1:1 C420jpeg\nFRAME\n"
+    video.write_bytes(head.encode() + photographed.tobytes() + grey)
+    flags = [*FLAGS, *CAMERA, f"--use-file-for-fake-video-capture={video}"]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=PATIENCE)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags, timeout=PATIENCE)
         yield browser
         browser.close()
 

@@ -1,14 +1,18 @@
 """The demo as a visitor meets it, in Chromium: drawing, files, answer, attention; phone, desktop, dark, light."""
 
 import base64
+import io
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_recognizer import LATEX, WIDE
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 OpenPage = Callable[..., Any]
@@ -158,6 +162,37 @@ def test_a_pasted_picture_is_read(open_page: OpenPage) -> None:
     answer_of(page)
 
 
+def test_a_photo_is_taken_and_read(open_page: OpenPage, recognizer: Any, photographed: np.ndarray) -> None:
+    page = open_page(permissions=["camera"])
+    page.get_by_role("tab", name="Picture, photo or ink file").click()
+    page.get_by_role("button", name="Take a photo").click()
+    page.wait_for_function("document.querySelector('.abm-preview video').videoWidth === 640")
+    page.wait_for_timeout(500)  # the first frames are black
+    screenshot(page, "camera")
+    recognizer.calls.clear()
+    page.get_by_role("button", name="Take it").click()
+    answer_of(page)
+    with Image.open(io.BytesIO(recognizer.calls[-1]["source"])) as photo:
+        taken = np.asarray(photo.convert("L")).astype(int)
+    assert taken.shape == photographed.shape and np.abs(taken - photographed).mean() < 25
+    assert page.evaluate("document.querySelector('.abm-preview video').srcObject") is None  # the camera is off
+    assert page.get_by_role("button", name="Take a photo").is_visible()
+    page.get_by_role("button", name="Take a photo").click()
+    page.get_by_role("button", name="Cancel").click()
+    assert page.locator(".abm-preview video").is_hidden()
+
+
+def test_without_a_camera_a_file_is_offered(open_page: OpenPage) -> None:
+    page = open_page()
+    page.get_by_role("tab", name="Picture, photo or ink file").click()
+    page.evaluate(
+        "navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('', 'NotAllowedError'))"
+    )
+    page.get_by_role("button", name="Take a photo").click()
+    page.locator("#abm-drop .abm-status.abm-bad").filter(has_text="choose a photo instead").wait_for()
+    assert page.get_attribute(".abm-file", "capture") == "environment"
+
+
 def test_attention_is_moved_through(open_page: OpenPage, tmp_path: Path) -> None:
     page = open_page(accept_downloads=True)
     page.click(".abm-example >> nth=0")
@@ -274,6 +309,50 @@ def test_everything_has_a_name_and_can_be_reached(open_page: OpenPage) -> None:
         return (Math.max(a, b) + .05) / (Math.min(a, b) + .05); }"""
     )
     assert contrast >= 4.5
+
+
+def test_the_page_is_told_to_those_who_do_not_see_it(open_page: OpenPage) -> None:
+    page = open_page()
+    page.click(".abm-example >> nth=0")
+    answer_of(page)
+    page.wait_for_selector(".abm-chip")
+    page.get_by_role("button", name="Settings").first.click()
+    page.get_by_label("Beam search").wait_for()
+    told = page.locator("body").aria_snapshot()
+    for control in (
+        'heading "Handwritten mathematics to LaTeX"',
+        'tab "Draw" [selected]',
+        'application "Drawing area',
+        'toolbar "Drawing tools"',
+        'button "Undo"',
+        'button "Eraser"',
+        'button "Read"',
+        'group "Examples',
+        'checkbox "Beam search" [checked]',
+        'button "Copy"',
+        "slider",
+    ):
+        assert control in told, control
+    nameless = re.findall(
+        r"^\s*- (?:button|tab|checkbox|slider|img|application|textbox|link)(?: \[.*\])?:?$", told, re.M
+    )
+    assert nameless == []
+
+
+def test_everything_can_be_done_with_the_keyboard(open_page: OpenPage) -> None:
+    page = open_page()
+    page.locator("body").focus()
+    reached = []
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("(e => e.dataset.do || e.className || e.innerText)(document.activeElement)"))
+        if reached[-1].startswith("abm-example"):
+            break
+    assert any("abm-canvas" in stop for stop in reached) and "erase" in reached, reached
+    page.keyboard.press("Enter")
+    answer_of(page)
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline != "none"  # where one is can be seen
 
 
 def test_a_visitor_who_leaves_in_the_middle_harms_nobody(open_page: OpenPage, recognizer: Any) -> None:
