@@ -3,7 +3,8 @@
     abm-hf demo &
     python tests/browser/take_screenshots.py http://127.0.0.1:7860 docs/images
 
-Writes `demo.png` (desktop, light, an example of ink) and `demo_phone.png` (360 px, dark, another).
+Writes `demo.png` (desktop, light, an example of ink) and `demo_phone.png` (360 px, dark, another; as far down as the
+desktop's picture goes when they stand side by side).
 """
 
 import argparse
@@ -16,13 +17,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from conftest import CHROMIUM, FLAGS, PATIENCE
 from playwright.sync_api import sync_playwright
 
-#: Name, width, height, theme, example (from 1), token whose attention is shown (from 0).
-SHOTS = (("demo", 1280, 900, "light", 1, 10), ("demo_phone", 360, 740, "dark", 4, 3))
+#: Name, width, height, theme, example (from 1), token whose attention is shown (from 0), pixels kept from the top.
+SHOTS = (("demo", 1280, 900, "light", 1, 10, 2000), ("demo_phone", 360, 740, "dark", 3, 3, 1010))
 
 
-def take(browser: Any, address: str, folder: Path, shot: tuple[str, int, int, str, int, int]) -> str:
+def take(browser: Any, address: str, folder: Path, shot: tuple[str, int, int, str, int, int, int]) -> str:
     """One picture; returns the LaTeX on it."""
-    name, width, height, theme, example, token = shot
+    name, width, height, theme, example, token, kept = shot
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
     context.set_default_timeout(PATIENCE)
     page = context.new_page()
@@ -35,7 +36,9 @@ def take(browser: Any, address: str, folder: Path, shot: tuple[str, int, int, st
         chips.nth(min(token, chips.count() - 1)).click()
     page.mouse.move(0, 0)
     page.wait_for_timeout(1500)
-    page.screenshot(path=folder / f"{name}.png", full_page=True, timeout=PATIENCE)
+    kept = min(kept, page.evaluate("document.documentElement.scrollHeight"))
+    part = {"x": 0, "y": 0, "width": width, "height": kept}
+    page.screenshot(path=folder / f"{name}.png", full_page=True, clip=part, timeout=PATIENCE)
     latex = page.inner_text(".abm-latex") + "  " + page.inner_text(".abm-facts").replace("\n", " ")
     context.close()
     return str(latex)
