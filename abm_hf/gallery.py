@@ -29,7 +29,9 @@ class Failure:
     answer: str
 
 
-def find_failures(read: Callable[[Sequence[Ink]], Sequence[str]], count: int = 8, most: int = 200) -> list[Failure]:
+def find_failures(
+    read: Callable[[Sequence[Ink]], Sequence[str | None]], count: int = 8, most: int = 200
+) -> list[Failure]:
     """The first synthetic expressions that are read wrong.
 
     Args:

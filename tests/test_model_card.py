@@ -99,7 +99,7 @@ def test_nothing_is_claimed_without_evidence(tiny_checkpoint: Path, tmp_path: Pa
 def test_failures_are_those_that_differ_from_the_label() -> None:
     labels: list[str] = []
 
-    def read(inks: Sequence[Ink]) -> list[str]:
+    def read(inks: Sequence[Ink]) -> list[str | None]:
         labels.extend(str(ink.label) for ink in inks)
         return [label if number % 3 else "x" for number, label in enumerate(str(ink.label) for ink in inks)]
 

@@ -18,7 +18,7 @@ from conftest import CHROMIUM, FLAGS, PATIENCE
 from playwright.sync_api import sync_playwright
 
 #: Name, width, height, theme, example (from 1), token whose attention is shown (from 0), pixels kept from the top.
-SHOTS = (("demo", 1280, 900, "light", 1, 10, 2000), ("demo_phone", 360, 740, "dark", 3, 3, 1010))
+SHOTS = (("demo", 1280, 900, "light", 1, 10, 2000), ("demo_phone", 360, 740, "dark", 2, 3, 1010))
 
 
 def take(browser: Any, address: str, folder: Path, shot: tuple[str, int, int, str, int, int, int]) -> str:
