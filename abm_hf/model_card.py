@@ -5,7 +5,8 @@ A checkpoint directory may hold evidence, and the card states it and nothing tha
 - `results/*.json`: what `scripts/evaluate.py` wrote.
 - `training.json`: how it was trained: `summary`, `commands` (lines of a shell), `facts` (name to value), `datasets`.
 - `training_curve.png`: drawn by the training.
-- `speed.json`, `calibration.json`: a table each: `text` (machine, command, what is measured), `columns`, `rows`.
+- `calibration.json`, `reliability.png`: from `scripts/calibrate.py`.
+- `speed.json`: a table: `text` (machine, command, what is measured), `columns`, `rows`.
 - `failures.png`: from `scripts/draw_failures.py`.
 """
 
@@ -115,9 +116,9 @@ def write_model_card(folder: str | Path, repository: str = "abm-hf/abm", name: s
         inference=f"{inference / 1e6:.2f} M",
         repository=repository,
         results=_table(results) if results else "Not measured.",
-        calibration=_evidence(folder / "calibration.json", "### How far the probabilities can be trusted"),
+        calibration=_calibration(folder),
         size=_size(folder, total),
-        speed=_evidence(folder / "speed.json", ""),
+        speed=_speed(folder),
         failures=_failures(folder),
         tokens=len(_writable()),
         vocabulary=" ".join(_writable()),
@@ -202,15 +203,27 @@ def _size(folder: Path, parameters: int) -> str:
     return f"{parameters / 1e6:.2f} M parameters in a file of {size / 1e6:.1f} MB.\n"
 
 
-def _evidence(path: Path, heading: str) -> str:
-    """The table of a file of evidence, with its text, or nothing where there is none."""
-    if not path.is_file():
+def _speed(folder: Path) -> str:
+    if not (folder / "speed.json").is_file():
         return ""
-    evidence = json.loads(path.read_text(encoding="utf-8"))
-    lines = [heading, "", evidence["text"], ""] if heading else [evidence["text"], ""]
-    rows = [evidence["columns"], ["---"] * len(evidence["columns"]), *evidence["rows"]]
-    lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    speed = json.loads((folder / "speed.json").read_text(encoding="utf-8"))
+    rows = [speed["columns"], ["---"] * len(speed["columns"]), *speed["rows"]]
+    lines = [speed["text"], "", *("| " + " | ".join(map(str, row)) + " |" for row in rows)]
     return "\n" + "\n".join(lines) + "\n"
+
+
+def _calibration(folder: Path) -> str:
+    """How far the probabilities of the answers can be trusted."""
+    if not (folder / "calibration.json").is_file():
+        return ""
+    calibration = json.loads((folder / "calibration.json").read_text(encoding="utf-8"))
+    errors = calibration["ece"]["one_way"]
+    text = (
+        f"The probability of an answer is calibrated on {calibration['split']} ({calibration['count']} expressions, beam "
+        f"{calibration['beams']}): expected calibration error {errors['after']:.3f}, without it {errors['before']:.3f}."
+    )
+    picture = "\n![share of right answers by probability](reliability.png)\n"
+    return f"\n{text}\n" + (picture if (folder / "reliability.png").is_file() else "")
 
 
 def _failures(folder: Path) -> str:

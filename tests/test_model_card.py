@@ -39,7 +39,7 @@ def measured(tiny_checkpoint: Path, tmp_path: Path) -> Path:
     (folder / "training.json").write_text(json.dumps(record | {"datasets": ["crohme"]}))
     speed = {"text": "On a slow machine.", "columns": ["search", "ms"], "rows": [["greedy", 123]]}
     (folder / "speed.json").write_text(json.dumps(speed))
-    calibration = {"text": "Of 986.", "columns": ["probability", "right"], "rows": [["over 90 %", "97 %"]]}
+    calibration = {"split": "2013", "count": 670, "beams": 10, "ece": {"one_way": {"before": 0.2, "after": 0.0312}}}
     (folder / "calibration.json").write_text(json.dumps(calibration))
     failures = find_failures(lambda inks: ["x" for _ in inks], count=3)
     draw_failures(failures).save(folder / "failures.png")
@@ -71,7 +71,7 @@ def test_dry_run_writes_a_repository(
         "non-commercial",
         "110 LaTeX",
         "| greedy | 123 |",
-        "| over 90 % | 97 % |",
+        "calibration error 0.031, without it 0.200",
         "](failures.png)",
         "MB.",
     ):
@@ -93,7 +93,7 @@ def test_nothing_is_claimed_without_evidence(tiny_checkpoint: Path, tmp_path: Pa
     assert main(["push", "someone/abm-x", "--model", str(tiny_checkpoint), "--dry-run", "--output", str(out)]) == 0
     text = (out / "README.md").read_text()
     assert "Not measured." in text and "model-index" not in text and "Not recorded" in text
-    assert "datasets" not in text and "failures.png" not in text and "probabilities can be trusted" not in text
+    assert "datasets" not in text and "failures.png" not in text and "calibrat" not in text
 
 
 def test_failures_are_those_that_differ_from_the_label() -> None:
