@@ -200,7 +200,7 @@ def _writable() -> list[str]:
 
 def _size(folder: Path, parameters: int) -> str:
     size = (folder / "model.safetensors").stat().st_size
-    return f"{parameters / 1e6:.2f} M parameters in a file of {size / 1e6:.1f} MB.\n"
+    return f"{parameters / 1e6:.2f} M parameters in a file of {size / 1e6:.1f} MB."
 
 
 def _speed(folder: Path) -> str:
@@ -219,8 +219,9 @@ def _calibration(folder: Path) -> str:
     calibration = json.loads((folder / "calibration.json").read_text(encoding="utf-8"))
     errors = calibration["ece"]["one_way"]
     text = (
-        f"The probability of an answer is calibrated on {calibration['split']} ({calibration['count']} expressions, beam "
-        f"{calibration['beams']}): expected calibration error {errors['after']:.3f}, without it {errors['before']:.3f}."
+        f"The probability of an answer is calibrated on {calibration['split']} ({calibration['count']} expressions,\n"
+        f"beam {calibration['beams']}): expected calibration error {errors['after']:.3f}, without it "
+        f"{errors['before']:.3f}."
     )
     picture = "\n![share of right answers by probability](reliability.png)\n"
     return f"\n{text}\n" + (picture if (folder / "reliability.png").is_file() else "")
