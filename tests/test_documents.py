@@ -1,4 +1,4 @@
-"""The documentation does what it says: every block of Python and bash of the README is run, in the order of the page.
+"""The documentation does what it says: every block of Python and bash of the pages in `RUN` is run, in order.
 
 The blocks of a page share one folder, in which made-up inputs lie under the names that the pages use. A block that
 takes hours or needs what is not here says so in a comment above it, which readers of the page do not see:
@@ -31,7 +31,7 @@ from abm_hf.data.synthetic import synthetic_ink
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 #: Pages whose blocks are run here.
-RUN = ["README.md"]
+RUN = ["README.md", "docs/data.md"]
 #: Pages whose blocks need a server or a Hub: tests/test_space.py and tests/test_publishing.py run them.
 ELSEWHERE = ["space/README.md", "abm_hf/pretrained/small/README.md"]
 _FENCE = re.compile(r"((?:^<!--(?:(?!-->).)*-->\n+)*)^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
