@@ -178,7 +178,9 @@ class ABMEncoder(nn.Module):
                 grid = [-(-side // 2 ** (1 + len(self.blocks))) for side in pixel_mask.shape[1:]]
                 features = part.last_hidden_state.new_zeros(len(pixel_mask), *grid, part.last_hidden_state.shape[-1])
                 mask = part.encoder_mask.new_zeros(len(pixel_mask), *grid)
-            features[images, :rows, :columns] = part.last_hidden_state.unflatten(1, (rows, columns))
+            # Under autocast the precision depends on whether a group has padding.
+            found = part.last_hidden_state.to(features.dtype)
+            features[images, :rows, :columns] = found.unflatten(1, (rows, columns))
             mask[images, :rows, :columns] = part.encoder_mask
         assert features is not None and mask is not None
         return ABMEncoderOutput(last_hidden_state=features.flatten(1, 2), encoder_mask=mask)

@@ -226,6 +226,22 @@ def test_reading_equals_training_without_its_gradients(
     torch.testing.assert_close(state.coverage, trained.past_key_values.coverage, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("sizes", [[(40, 90), (64, 30), (300, 50)], [(64, 64), (300, 50), (20, 200)]])
+def test_pictures_of_unlike_sizes_are_encoded_under_autocast(
+    tiny_config: ABMConfig, sizes: list[tuple[int, int]]
+) -> None:
+    torch.manual_seed(0)
+    model = ABMForConditionalGeneration(tiny_config).eval()
+    values, mask = _padded([torch.rand(size) for size in sizes], (0, 0))
+    with torch.no_grad():
+        exact = model.encoder(values, mask)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = model.encoder(values, mask)
+    assert torch.equal(rough.encoder_mask, exact.encoder_mask)
+    scale = exact.last_hidden_state.abs().max().item()
+    torch.testing.assert_close(rough.last_hidden_state.float(), exact.last_hidden_state, atol=0.05 * scale, rtol=0)
+
+
 def _padded(images: list[Tensor], extra: tuple[int, int]) -> tuple[Tensor, Tensor]:
     height = max(image.shape[0] for image in images) + extra[0]
     width = max(image.shape[1] for image in images) + extra[1]
