@@ -93,6 +93,7 @@ class ExportableEncoder(nn.Module):
     def __init__(self, network: ABMForConditionalGeneration):
         super().__init__()
         self.encoder = copy.deepcopy(network.encoder)
+        self.encoder.by_size = False  # how pictures are grouped depends on their content, which a graph cannot
         fold_batch_norms(self.encoder)
         self.branches = network.branches
 
