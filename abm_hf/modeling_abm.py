@@ -112,8 +112,8 @@ class ABMTransition(nn.Module):
         if mask is None:
             return pooled
         # A window on the border averages over the positions that exist, as it does at the edge of a single picture.
-        pooled = pooled / F.avg_pool2d(mask, 2, ceil_mode=True).clamp(min=0.25)
-        return pooled.to(self.conv.weight.dtype)
+        # In the features' precision, which has room for quarters: else all that follows would be in the mask's.
+        return pooled / F.avg_pool2d(mask, 2, ceil_mode=True).clamp(min=0.25).to(pooled.dtype)
 
 
 class ABMEncoder(nn.Module):
@@ -178,9 +178,7 @@ class ABMEncoder(nn.Module):
                 grid = [-(-side // 2 ** (1 + len(self.blocks))) for side in pixel_mask.shape[1:]]
                 features = part.last_hidden_state.new_zeros(len(pixel_mask), *grid, part.last_hidden_state.shape[-1])
                 mask = part.encoder_mask.new_zeros(len(pixel_mask), *grid)
-            # Under autocast the precision depends on whether a group has padding.
-            found = part.last_hidden_state.to(features.dtype)
-            features[images, :rows, :columns] = found.unflatten(1, (rows, columns))
+            features[images, :rows, :columns] = part.last_hidden_state.unflatten(1, (rows, columns))
             mask[images, :rows, :columns] = part.encoder_mask
         assert features is not None and mask is not None
         return ABMEncoderOutput(last_hidden_state=features.flatten(1, 2), encoder_mask=mask)

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from .alignment import Alignment, align_symbols
 from .crohme import CrohmeInkML
 from .ink import InkError
 from .inkml import read_inkml
 from .latex import LatexError
-from .recombine import Alignment, SymbolBank, align_symbols, recombine, substitute
+from .recombine import SymbolBank, recombine, substitute
 from .render import render_ink
 from .source import Entry, LabelRule, PrepareError, Record, SkipEntry
 
