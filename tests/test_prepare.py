@@ -38,6 +38,8 @@ from abm_hf.data.render import render_ink
 from abm_hf.data.shards import ROW_GROUP, ShardStatistics, _read_or_skip, _to_table, ink_from_row, write_shard
 from abm_hf.data.source import Entry, PrepareError, Record
 from abm_hf.data.synthetic import synthetic_ink
+from abm_hf.training.arguments import DataArguments
+from abm_hf.training.items import load_split
 
 COLUMNS = ["id", "image", "ink", "latex", "tokens", "source", "writer", "width", "height"]
 
@@ -126,6 +128,35 @@ def test_ink_comes_back_and_draws_the_same_image(tree: Path, tmp_path: Path, ink
             assert np.array_equal(render_ink(ink), render_ink(original))
 
 
+def test_training_sees_the_ink_of_the_source(tmp_path: Path, inks: list[Ink]) -> None:
+    """Whatever decimals a device writes, up to the six digits that float32 keeps: the very numbers, the same picture."""
+    (tmp_path / "crohme" / "train").mkdir(parents=True)
+    for decimals, ink in enumerate(inks[:6]):
+        points = np.concatenate(ink.strokes)[:, :2]
+        scale = (9 if decimals == 5 else 99) / np.ptp(points, axis=0).max()
+        strokes = tuple(_with_decimals(stroke, points[len(points) // 2], scale, decimals) for stroke in ink.strokes)
+        assert any((stroke[:, :2] < 0).any() for stroke in strokes)
+        write_inkml(Ink(strokes, f"$ {ink.label} $"), tmp_path / "crohme" / "train" / f"e{decimals}.inkml")
+    prepare_dataset("crohme-inkml", tmp_path / "crohme", tmp_path / "out", shard_size=4)
+    items = load_split(str(tmp_path / "out"), "train", DataArguments())
+    assert items.inks is not None and len(items.inks) == 6
+    for item, name in enumerate(items.ids):
+        source, stored = read_inkml(tmp_path / "crohme" / "train" / f"{name}.inkml"), items.inks[item]
+        assert stored is not None and len(stored.strokes) == len(source.strokes)
+        for theirs, ours in zip(source.strokes, stored.strokes, strict=True):
+            assert np.array_equal(ours[:, :2], theirs[:, :2])
+            assert np.array_equal(np.diff(ours[:, 2]), np.diff(theirs[:, 2]))
+        assert stored.label == items.latex[item]
+        assert np.array_equal(render_ink(stored), render_ink(source))
+        assert np.array_equal(render_ink(stored), items.images[item])
+
+
+def _with_decimals(stroke: np.ndarray, origin: np.ndarray, scale: float, decimals: int) -> np.ndarray:
+    """A stroke around `origin` in another unit, with so many decimals, and times in milliseconds since 1970."""
+    places = np.round((stroke[:, :2] - origin) * scale, decimals)
+    return np.column_stack([places, 1_700_000_000_000.0 + 10 * np.arange(len(stroke))])
+
+
 def test_ink_with_decimals_and_clock_time_survives_float32() -> None:
     stroke = np.array([[11.7004, 15.49, 1_700_000_000_123.0], [12.1, 16.0, 1_700_000_000_133.0]])
     entry, record = Entry("train", "a", "a"), Record(np.zeros((3, 3), np.uint8), ["a"], "s", ink=Ink((stroke,)))
@@ -160,7 +191,6 @@ def test_folders_of_one_name_do_not_share_a_cache(tree: Path, tmp_path: Path) ->
 
 def test_training_reads_it(tree: Path, tmp_path: Path) -> None:
     from abm_hf.tokenization_abm import ABMTokenizer
-    from abm_hf.training.arguments import DataArguments
     from abm_hf.training.items import load_items
 
     prepare_dataset("crohme-inkml", tree, tmp_path / "out")

@@ -233,8 +233,9 @@ def _compact(ink: Ink) -> list[np.ndarray]:
 def ink_from_row(row: Mapping[str, Any]) -> Ink | None:
     """The ink of a row of a prepared data set, or `None` where it has none.
 
-    Coordinates are stored in float32 and come back as the shortest decimals that these stand for, which are the
-    decimals of the source: `render_ink` measures in their last digit.
+    Coordinates are stored in float32 and come back as the shortest decimals that these stand for. Those are the
+    decimals of the source, in whose last digit `render_ink` measures, wherever it has at most six digits; longer ones
+    come back to seven or eight. Times count from the first point of the ink.
 
     Args:
         row (`Mapping`): With the columns `ink`, `latex` and `writer`.

@@ -136,7 +136,7 @@ class EncodedImages(Sequence[np.ndarray]):
 
 @dataclass(frozen=True)
 class StoredInks(Sequence[Ink | None]):
-    """Ink of a table of `datasets`, read on access."""
+    """Ink of a table of `datasets`, read on access, in the decimals of the source; see [`ink_from_row`]."""
 
     table: Any
 
