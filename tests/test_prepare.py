@@ -129,7 +129,7 @@ def test_ink_comes_back_and_draws_the_same_image(tree: Path, tmp_path: Path, ink
 
 
 def test_training_sees_the_ink_of_the_source(tmp_path: Path, inks: list[Ink]) -> None:
-    """Whatever decimals a device writes, up to the six digits that float32 keeps: the very numbers, the same picture."""
+    """Whatever decimals a device writes, as far as float32 keeps them: the very numbers, the same picture."""
     (tmp_path / "crohme" / "train").mkdir(parents=True)
     for decimals, ink in enumerate(inks[:6]):
         points = np.concatenate(ink.strokes)[:, :2]
