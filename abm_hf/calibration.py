@@ -1,9 +1,10 @@
 """Tunes what decoding leaves open, on validation data: `scripts/calibrate.py --data … --split … --output-dir …`.
 
 One pass collects the n-best lists of both branches, each hypothesis scored by both; the rest is arithmetic on these:
-the weight of the right-to-left branch in two-way search, and for search in one and in two ways the temperature that
-makes `score` the probability that an answer is right. They are kept in the checkpoint's generation config as
-`two_way_weight`, `score_temperature` and `two_way_score_temperature`, and travel with it.
+the weight of the right-to-left branch in two-way search, and for search from left to right, from right to left and in
+both ways the temperature that makes `score` the probability that an answer is right. The generation config keeps them
+as `two_way_weight`, `score_temperature`, `r2l_score_temperature` and `two_way_score_temperature`, and they travel with
+the checkpoint.
 """
 
 import json
@@ -59,7 +60,7 @@ def calibrate_checkpoint(arguments: CalibrationArguments) -> dict[str, Any]:
 
     Returns:
         What `calibration.json` holds: `generation_config`, the values that the checkpoint keeps; `expression_rates`
-        (percent) of one-way and two-way search; `ece`, the calibration errors of the model's own probabilities and of
+        (percent) of each kind of search; `ece`, the calibration errors of the model's own probabilities and of
         the scores, the latter with temperatures of the other four fifths of the data (cross-validation); and
         `exprate_by_weight`.
 
@@ -122,7 +123,8 @@ def calibrate_rows(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str
             right-to-left log-probability.
 
     Returns:
-        The result, see `calibrate_checkpoint`, and by `"one_way"`, `"two_way"` log-probabilities and truth values.
+        The result, see `calibrate_checkpoint`, and by `"one_way"`, `"one_way_r2l"` and `"two_way"` log-probabilities
+        and truth values.
     """
     by_weight = [_exprate(rows, _best(rows, float(weight))) for weight in _WEIGHTS]
     # The middle of a plateau rather than a lucky peak: each weight counts with its neighbours.
@@ -140,6 +142,7 @@ def calibrate_rows(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str
         "generation_config": {
             "two_way_weight": round(weight, 2),
             "score_temperature": round(temperatures["one_way"], 3),
+            "r2l_score_temperature": round(temperatures["one_way_r2l"], 3),
             "two_way_score_temperature": round(temperatures["two_way"], 3),
         },
         "expression_rates": {

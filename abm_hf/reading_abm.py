@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from .generation_abm import LatexGrammarLogitsProcessor, exists, formulas_of, score_sequences, two_way_search
 from .modeling_abm import ABMEncoderOutput, ABMForConditionalGeneration
@@ -79,9 +80,16 @@ def read_formulas(
     for row in known.nonzero()[:, 0].tolist():
         ids, scores = sequences[row].tolist(), token_log_probs[row].exp().tolist()
         by_image[row // top_k].append(make_reading(ids, scores, float(totals[row]), tokenizer))
-    name = "two_way_score_temperature" if two_way else "score_temperature"
-    temperature = getattr(model.generation_config, name, 1.0)
+    temperature = _score_temperature(model.generation_config, direction, two_way)
     return [distinct_readings(candidates, temperature) for candidates in by_image]
+
+
+def _score_temperature(config: GenerationConfig, direction: str, two_way: bool) -> float:
+    """What was fitted for this kind of search; for right to left, where that was not, what left to right has."""
+    left_to_right = getattr(config, "score_temperature", 1.0)
+    if two_way:
+        return getattr(config, "two_way_score_temperature", 1.0)
+    return left_to_right if direction == "l2r" else getattr(config, "r2l_score_temperature", left_to_right)
 
 
 def _check(

@@ -4,15 +4,18 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 from transformers import pipeline
 
 from abm_hf import ABMForConditionalGeneration, Recognizer, calibration
 from abm_hf.calibration import CalibrationArguments, calibrate_checkpoint, calibrate_rows, fit_temperature
 from abm_hf.hub import export_checkpoint
+from abm_hf.reading_abm import read_formulas
 from abm_hf.readings_abm import Reading, distinct_readings
 from abm_hf.reliability import draw_reliability, expected_calibration_error
 from abm_hf.training.arguments import ArgumentError
@@ -34,7 +37,8 @@ def calibrated(tiny_checkpoint: Path, tmp_path: Path) -> Path:
     path = copy / "generation_config.json"
     config = json.loads(path.read_text())
     config.pop("_from_model_config", None)
-    values = {"score_temperature": 4.0, "two_way_score_temperature": 8.0, "two_way_weight": 0.25}
+    values = {"score_temperature": 4.0, "r2l_score_temperature": 2.0}
+    values |= {"two_way_score_temperature": 8.0, "two_way_weight": 0.25}
     path.write_text(json.dumps(config | values))
     return copy
 
@@ -84,6 +88,9 @@ def test_weight_and_temperatures_from_lists() -> None:
     assert result["expression_rates"]["one_way"]["exprate"] == 0
     assert result["expression_rates"]["two_way"]["exprate"] == 100
     assert result["exprate_by_weight"]["0.00"] == 0 and result["exprate_by_weight"]["1.00"] == 100
+    # What was never right needs the lowest temperature, what always was the highest.
+    kept = result["generation_config"]
+    assert kept["score_temperature"] == 0.1 and kept["r2l_score_temperature"] == 100
     assert not curves["one_way"][1].any() and curves["two_way"][1].all()
 
 
@@ -101,7 +108,24 @@ def test_calibration_changes_scores_only_and_travels(calibrated: Path, tiny_chec
     halved = ABMForConditionalGeneration.from_pretrained(exported).half()
     halved.save_pretrained(tmp_path / "again")
     config = ABMForConditionalGeneration.from_pretrained(tmp_path / "again").generation_config
-    assert (config.score_temperature, config.two_way_score_temperature) == (4.0, 8.0)
+    found = config.score_temperature, config.r2l_score_temperature, config.two_way_score_temperature
+    assert found == (4.0, 2.0, 8.0)
+
+
+def test_each_kind_of_search_has_its_temperature(calibrated: Path) -> None:
+    recognizer = Recognizer(calibrated, "cpu")
+    model, tokenizer = recognizer.model, recognizer.processor.tokenizer
+    pixels = torch.rand(1, 1, 64, 128, generator=torch.Generator().manual_seed(0))
+
+    def temperature(**options: Any) -> float:
+        ((best,),) = read_formulas(model, tokenizer, pixels, num_beams=3, max_length=10, **options)
+        return best.log_probability / math.log(best.score)
+
+    assert temperature() == pytest.approx(4)
+    assert temperature(direction="r2l") == pytest.approx(2)
+    assert temperature(two_way=True) == pytest.approx(8)
+    del model.generation_config.r2l_score_temperature  # calibrated before there was one
+    assert temperature(direction="r2l") == pytest.approx(4)
 
 
 def test_two_way_weight(calibrated: Path) -> None:
