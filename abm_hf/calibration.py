@@ -19,12 +19,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from .evaluation_parts import claim_folder, read_items
-from .generation_abm import n_best
+from .generation_abm import n_best, score_sequences
 from .metrics.expression_rate import expression_rate
-from .modeling_abm import ABMForConditionalGeneration
+from .modeling_abm import ABMEncoderOutput, ABMForConditionalGeneration
 from .pretrained import checkpoint_path
 from .processing_abm import ABMProcessor
+from .readings_abm import check_scales
 from .reliability import draw_reliability, expected_calibration_error
+from .resizing_abm import resized
 from .tokenization_abm import ABMTokenizer
 from .training.arguments import ArgumentError, DataArguments
 from .training.items import load_split
@@ -48,11 +50,21 @@ class CalibrationArguments:
     )
     beams: int = field(default=10, metadata={"help": "Hypotheses followed at a time."})
     max_length: int = field(default=200, metadata={"help": "Most tokens of an answer."})
+    scales: list[float] = field(
+        default_factory=lambda: [1.0],
+        metadata={"help": "Sizes at which pictures are read from now on, as factors: to search at, and to judge at."},
+    )
     batch_images: int = field(default=16, metadata={"help": "Most pictures in a batch."})
     batch_pixels: int = field(default=2_000_000, metadata={"help": "Most padded pixels in a batch."})
     max_items: int | None = field(default=None, metadata={"help": "Read this many items only."})
     store: bool = field(default=True, metadata={"help": "Whether the checkpoint's directory keeps the results."})
     cpu: bool = field(default=False, metadata={"help": "Use no GPU."})
+
+    def __post_init__(self) -> None:
+        try:
+            check_scales(self.scales)
+        except ValueError as error:
+            raise ArgumentError(str(error)) from error
 
 
 def calibrate_checkpoint(arguments: CalibrationArguments) -> dict[str, Any]:
@@ -85,6 +97,7 @@ def calibrate_checkpoint(arguments: CalibrationArguments) -> dict[str, Any]:
     rows = read_items(items, read, folder, accelerator, arguments.batch_images, arguments.batch_pixels)
     result, curves = calibrate_rows(rows)
     result |= {"split": arguments.split, "beams": arguments.beams}
+    result["generation_config"]["reading_scales"] = list(arguments.scales)
     if accelerator.is_main_process:
         _write(result, curves, folder, Path(path) if arguments.store else None)
     accelerator.wait_for_everyone()
@@ -100,12 +113,13 @@ def _candidates(
     pixel_mask: Tensor,
 ) -> list[dict[str, Any]]:
     """For each picture the hypotheses of each branch, in its order: tokens and log-probabilities of both branches."""
-    encoder_outputs = model.encoder(pixel_values.to(model.device), pixel_mask.to(model.device))
+    inputs = pixel_values.to(model.device), pixel_mask.to(model.device)
+    views = [model.encoder(*resized(*inputs, scale)) for scale in arguments.scales]
     kept: list[dict[str, Any]] = [{} for _ in range(len(pixel_values))]
     for direction in ("l2r", "r2l"):
-        formulas, totals = n_best(
-            model, encoder_outputs, direction, tokenizer, arguments.beams, 1.0, arguments.max_length
-        )
+        formulas, totals = n_best(model, views[0], direction, tokenizer, arguments.beams, 1.0, arguments.max_length)
+        judged = [_judged(model, view, formulas) for view in views[1:]]
+        totals = torch.stack([totals, *judged]).mean(dim=0)
         for row, ids, both in zip(kept, formulas.tolist(), totals.tolist(), strict=True):
             row[direction] = [
                 [" ".join(tokenizer.convert_ids_to_tokens(written[: written.index(tokenizer.eos_token_id)])), *scores]
@@ -113,6 +127,17 @@ def _candidates(
                 if min(scores) > float("-inf")
             ]
     return kept
+
+
+def _judged(model: ABMForConditionalGeneration, view: ABMEncoderOutput, formulas: Tensor) -> Tensor:
+    """What both branches give formulas (B, K, T), as log-probabilities (B, K, 2)."""
+    return torch.stack(
+        [
+            score_sequences(model, view, formulas.flatten(0, 1), direction=direction).sum(dim=1)
+            for direction in ("l2r", "r2l")
+        ],
+        dim=-1,
+    ).unflatten(0, formulas.shape[:2])
 
 
 def calibrate_rows(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, tuple[np.ndarray, np.ndarray]]]:

@@ -25,7 +25,7 @@ from .modeling_abm import ABMForConditionalGeneration
 from .pretrained import DEFAULT, CheckpointError, checkpoint_path
 from .processing_abm import ABMProcessor
 from .reading_abm import read_formulas
-from .readings_abm import Reading
+from .readings_abm import Reading, check_scales
 from .reliability import draw_reliability, expected_calibration_error
 from .runtime import Precision, encoder_dtype
 from .tokenization_abm import ABMTokenizer
@@ -55,6 +55,10 @@ class EvaluationArguments:
         default=None,
         metadata={"help": "Say of the right-to-left branch in that; default: as tuned for the checkpoint."},
     )
+    scales: list[float] | None = field(
+        default=None,
+        metadata={"help": "Sizes at which pictures are read, as factors; default: as chosen for the checkpoint."},
+    )
     batch_images: int = field(default=16, metadata={"help": "Most pictures in a batch."})
     batch_pixels: int = field(default=2_000_000, metadata={"help": "Most padded pixels in a batch."})
     convention: str = field(default="abm", metadata={"help": "Name of the labels' convention, for the record."})
@@ -69,6 +73,10 @@ class EvaluationArguments:
         check_minimum(self, 0, "gallery")
         check_minimum(self, 1, "beams", "top_k", "batch_images", "batch_pixels", "max_items")
         check_minimum(self, 3, "max_length")
+        try:
+            check_scales([1.0] if self.scales is None else self.scales)
+        except ValueError as error:
+            raise ArgumentError(str(error)) from error
         if self.direction not in DIRECTIONS:
             raise ArgumentError(f"direction must be one of {', '.join(DIRECTIONS)}, not {self.direction!r}")
 
@@ -136,6 +144,7 @@ def _read(
         direction=arguments.direction,
         two_way=arguments.two_way,
         two_way_weight=arguments.two_way_weight,
+        scales=arguments.scales,
     )
     return [_row(candidates) for candidates in readings]
 
@@ -166,6 +175,7 @@ def _result(arguments: EvaluationArguments, rows: list[dict[str, Any]]) -> dict[
         "direction": arguments.direction,
         "two_way": arguments.two_way,
         "two_way_weight": arguments.two_way_weight,
+        "scales": arguments.scales,
         "calibration": {
             "ece_of_model": expected_calibration_error(np.exp([row["log_probability"] for row in rows]), _right(rows)),
             "ece_of_score": expected_calibration_error(_scores(rows), _right(rows)),

@@ -19,8 +19,8 @@ from .grammar_abm import tokenizer_grammar
 from .image_reading_abm import ImageInputError, read_picture
 from .numpy_search import Hypothesis, StepState, Task, beam_search, greedy_search, score_hypotheses
 from .pretrained import CheckpointError
-from .readings_abm import Reading, distinct_readings, make_reading
-from .recognizing import BaseRecognizer, Recognition, pad_pictures
+from .readings_abm import JUDGED, Reading, check_scales, distinct_readings, make_reading
+from .recognizing import BaseRecognizer, Recognition, pad_pictures, resize_picture
 
 _FIELD_FORM_OPTIONS = ("do_normalize", "min_side", "component_height", "margin", "max_pixels")
 
@@ -120,26 +120,48 @@ class ABMOnnxModel(BaseRecognizer):
             raise ValueError(
                 f"max_length counts the start and the end token, so it must be at least 3, not {options['max_length']}"
             )
-        encoded = self._encode(pictures)
-        num_beams, top_k = max(options["num_beams"], options["top_k"]), options["top_k"]
-        search = encoded, num_beams, options["max_length"], options["grammar"]
         settings = self.generation_config
-        found: list[list[tuple[Hypothesis, float | None]]]
+        scales = check_scales(options.get("scales", settings.get("reading_scales", (1.0,))))
+        views = [self._encode([resize_picture(picture, scale) for picture in pictures]) for scale in scales]
+        num_beams, top_k = max(options["num_beams"], options["top_k"]), options["top_k"]
+        search = views[0], num_beams, options["max_length"], options["grammar"]
         if options["two_way"]:
-            found = self._two_way(*search, options.get("two_way_weight", settings.get("two_way_weight", 0.5)))
+            weight = options.get("two_way_weight", settings.get("two_way_weight", 0.5))
+            found, branches = self._two_way(*search, weight), {"l2r": 1 - weight, "r2l": weight}
             temperature = settings.get("two_way_score_temperature", 1.0)
         else:
-            found = [[(hypothesis, None) for hypothesis in row] for row in self._search(*search, "l2r")]
-            temperature = settings.get("score_temperature", 1.0)
+            found = [[(item, sum(item.log_probs)) for item in row] for row in self._search(*search, "l2r")]
+            branches, temperature = {"l2r": 1.0}, settings.get("score_temperature", 1.0)
+        if len(views) > 1:
+            few = [row[: max(top_k, min(num_beams, JUDGED))] for row in found]
+            found = self._judged_at(views[1:], few, branches)
         return [
             distinct_readings([self._reading(*candidate) for candidate in row[:top_k]], temperature) for row in found
         ]
 
-    def _reading(self, hypothesis: Hypothesis, joint: float | None) -> Reading:
-        scores = [math.exp(score) for score in hypothesis.log_probs]
-        return make_reading(
-            hypothesis.ids, scores, sum(hypothesis.log_probs) if joint is None else joint, self.tokenizer
-        )
+    def _reading(self, hypothesis: Hypothesis, joint: float) -> Reading:
+        return make_reading(hypothesis.ids, [math.exp(score) for score in hypothesis.log_probs], joint, self.tokenizer)
+
+    def _judged_at(
+        self,
+        views: Sequence[Mapping[str, np.ndarray]],
+        found: list[list[tuple[Hypothesis, float]]],
+        branches: Mapping[str, float],
+    ) -> list[list[tuple[Hypothesis, float]]]:
+        """The same hypotheses, with the mean of their log-probability and those at further sizes, and by that."""
+        formulas = [[self._formula(hypothesis, "l2r") for hypothesis, _ in row] for row in found]
+        totals = [[joint for _, joint in row] for row in found]
+        for view in views:
+            for direction, weight in branches.items():
+                for row, judged in zip(totals, self._judge(view, direction, formulas), strict=True):
+                    row[:] = [total + weight * sum(scores) for total, scores in zip(row, judged, strict=True)]
+        return [
+            sorted(
+                [(hypothesis, total / (1 + len(views))) for (hypothesis, _), total in zip(row, sums, strict=True)],
+                key=lambda candidate: -candidate[1] / len(candidate[0].ids),
+            )
+            for row, sums in zip(found, totals, strict=True)
+        ]
 
     def _encode(self, pictures: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         stride = 2 ** (1 + len(self.config["block_layers"]))
@@ -183,7 +205,7 @@ class ABMOnnxModel(BaseRecognizer):
 
     def _two_way(
         self, encoded: Mapping[str, np.ndarray], num_beams: int, max_length: int, grammar: bool, weight: float
-    ) -> list[list[tuple[Hypothesis, float | None]]]:
+    ) -> list[list[tuple[Hypothesis, float]]]:
         """What both branches find and both judge, the best first, with the weighted mean of both log-probabilities.
 
         Ranked by that over the length, as `two_way_search` does. The hypotheses read from left to right and carry that

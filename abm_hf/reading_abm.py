@@ -1,6 +1,6 @@
 """From pixel values to LaTeX with probabilities: what the pipeline and `recognize` share."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,8 @@ from transformers import GenerationConfig
 
 from .generation_abm import LatexGrammarLogitsProcessor, exists, formulas_of, score_sequences, two_way_search
 from .modeling_abm import ABMEncoderOutput, ABMForConditionalGeneration
-from .readings_abm import Reading, distinct_readings, make_reading
+from .readings_abm import JUDGED, Reading, check_scales, distinct_readings, make_reading
+from .resizing_abm import resized
 from .tokenization_abm import ABMTokenizer
 
 
@@ -27,6 +28,7 @@ def read_formulas(
     direction: str = "l2r",
     two_way: bool = False,
     two_way_weight: float | None = None,
+    scales: Sequence[float] | None = None,
     **generate_kwargs: Any,
 ) -> list[list[Reading]]:
     """Reads a batch of pictures.
@@ -42,6 +44,10 @@ def read_formulas(
         two_way (`bool`): whether both branches propose and judge; about three and a half times the work of one.
         two_way_weight (`float`, *optional*): say of the right-to-left branch in that, from 0 to 1; by default
             `generation_config.two_way_weight`, which is tuned for a checkpoint, or a half.
+        scales (`Sequence[float]`, *optional*): sizes at which the pictures are read, as factors. At the first one
+            formulas are searched; at each further one the best few (five, or `top_k`, of `num_beams`) are judged
+            again, and the mean of all log-probabilities decides. By default `generation_config.reading_scales`, or
+            their own size alone.
         generate_kwargs: further options of `generate`; not with `two_way`.
 
     Returns:
@@ -52,36 +58,80 @@ def read_formulas(
             the model lacks.
     """
     _check(model, max_length, direction, two_way, generate_kwargs)
+    settings = model.generation_config
+    scales = check_scales(getattr(settings, "reading_scales", (1.0,)) if scales is None else scales)
+    weight = getattr(settings, "two_way_weight", 0.5) if two_way_weight is None else two_way_weight
     beams = max(num_beams, top_k)
+    kept = max(top_k, min(beams, JUDGED)) if len(scales) > 1 else top_k
     pixel_values = pixel_values.to(model.device, model.dtype)
     pixel_mask = pixel_mask.to(model.device) if pixel_mask is not None else None
-    encoder_outputs = model.encoder(pixel_values, pixel_mask)
+    views = [model.encoder(*resized(pixel_values, pixel_mask, scale)) for scale in scales]
     if two_way:
-        weight = getattr(model.generation_config, "two_way_weight", 0.5) if two_way_weight is None else two_way_weight
-        found = two_way_search(
-            model,
-            encoder_outputs=encoder_outputs,
-            grammar_tokenizer=tokenizer if grammar else None,
-            num_beams=beams,
-            num_return_sequences=top_k,
-            weight=weight,
-            max_length=max_length,
-        )
-        sequences, joint = found.sequences[:, 1:], torch.lerp(found.l2r_scores, found.r2l_scores, weight)
-        known = found.scores > float("-inf")
+        sequences, known, totals = _search_both(model, tokenizer, views[0], beams, kept, max_length, grammar, weight)
     else:
         sequences, known = _search(
-            model, tokenizer, encoder_outputs, direction, beams, top_k, max_length, grammar, **generate_kwargs
+            model, tokenizer, views[0], direction, beams, kept, max_length, grammar, **generate_kwargs
         )
-        joint = None
-    token_log_probs = score_sequences(model, encoder_outputs, sequences, direction=direction)
-    totals = token_log_probs.sum(dim=1) if joint is None else joint
-    by_image: list[list[Reading]] = [[] for _ in range(len(pixel_values))]
-    for row in known.nonzero()[:, 0].tolist():
-        ids, scores = sequences[row].tolist(), token_log_probs[row].exp().tolist()
-        by_image[row // top_k].append(make_reading(ids, scores, float(totals[row]), tokenizer))
-    temperature = _score_temperature(model.generation_config, direction, two_way)
-    return [distinct_readings(candidates, temperature) for candidates in by_image]
+    token_log_probs = score_sequences(model, views[0], sequences, direction=direction)
+    if not two_way:
+        totals = token_log_probs.sum(dim=1)
+    ranked = torch.arange(len(sequences), device=sequences.device).unflatten(0, (-1, kept))
+    if len(views) > 1:
+        branches = {"l2r": 1 - weight, "r2l": weight} if two_way else {direction: 1.0}
+        totals = torch.stack([totals, *(_judged(model, view, sequences, branches) for view in views[1:])]).mean(dim=0)
+        # By the mean over the tokens, as the searches rank.
+        means = (totals / (sequences != model.config.pad_token_id).sum(dim=1)).masked_fill(~known, float("-inf"))
+        ranked = ranked.gather(1, means.unflatten(0, (-1, kept)).argsort(dim=1, descending=True))
+    temperature = _score_temperature(settings, direction, two_way)
+    return [
+        distinct_readings(
+            [
+                make_reading(
+                    sequences[row].tolist(), token_log_probs[row].exp().tolist(), float(totals[row]), tokenizer
+                )
+                for row in rows
+                if known[row]
+            ],
+            temperature,
+        )
+        for rows in ranked[:, :top_k].tolist()
+    ]
+
+
+def _search_both(
+    model: ABMForConditionalGeneration,
+    tokenizer: ABMTokenizer,
+    encoder_outputs: ABMEncoderOutput,
+    num_beams: int,
+    top_k: int,
+    max_length: int,
+    grammar: bool,
+    weight: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Hypotheses of both branches (N, T), which of them the search found (N,), and their log-probabilities (N,)."""
+    found = two_way_search(
+        model,
+        encoder_outputs=encoder_outputs,
+        grammar_tokenizer=tokenizer if grammar else None,
+        num_beams=num_beams,
+        num_return_sequences=top_k,
+        weight=weight,
+        max_length=max_length,
+    )
+    joint = torch.lerp(found.l2r_scores, found.r2l_scores, weight)
+    return found.sequences[:, 1:], found.scores > float("-inf"), joint
+
+
+def _judged(
+    model: ABMForConditionalGeneration, view: ABMEncoderOutput, sequences: Tensor, branches: Mapping[str, float]
+) -> Tensor:
+    """Log-probabilities (N,) of formulas, the weighted mean of some branches'."""
+    return torch.stack(
+        [
+            weight * score_sequences(model, view, sequences, direction=direction).sum(dim=1)
+            for direction, weight in branches.items()
+        ]
+    ).sum(dim=0)
 
 
 def _score_temperature(config: GenerationConfig, direction: str, two_way: bool) -> float:

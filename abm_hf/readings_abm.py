@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+JUDGED = 5
+"""How many of a search's hypotheses are judged again at further sizes; with all of them, no more come out right."""
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -78,4 +81,21 @@ def distinct_readings(readings: Sequence[Reading], temperature: float = 1.0) -> 
     return list(best.values())
 
 
-__all__ = ["Reading", "distinct_readings", "make_reading"]
+def check_scales(scales: Any) -> tuple[float, ...]:
+    """Sizes as factors, the first for the search.
+
+    Raises:
+        ValueError: if there is none, or one is out of the range from 0.25 to 4.
+    """
+    if (
+        not isinstance(scales, list | tuple)
+        or not scales
+        or not all(isinstance(scale, int | float) for scale in scales)
+    ):
+        raise ValueError(f"scales must be one or more numbers, such as (1.0, 1.3), not {scales!r}")
+    if not all(0.25 <= scale <= 4 for scale in scales):
+        raise ValueError(f"scales are factors from 0.25 to 4, not {', '.join(map(str, scales))}")
+    return tuple(float(scale) for scale in scales)
+
+
+__all__ = ["JUDGED", "Reading", "check_scales", "distinct_readings", "make_reading"]

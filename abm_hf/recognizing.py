@@ -1,5 +1,6 @@
 """What recognizers have in common, whatever runs the network: inputs, batches, results. Without torch."""
 
+import math
 import os
 import time
 from abc import ABC, abstractmethod
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -88,8 +90,8 @@ class BaseRecognizer(ABC):
 
         Args:
             pictures: as `prepare` returns them.
-            options: `num_beams`, `top_k`, `max_length`, `grammar`, `two_way` and, where it is given, `two_way_weight`;
-                see `__call__`.
+            options: `num_beams`, `top_k`, `max_length`, `grammar`, `two_way` and, where they are given,
+                `two_way_weight` and `scales`; see `__call__`.
         """
 
     def __call__(
@@ -103,6 +105,7 @@ class BaseRecognizer(ABC):
         grammar: bool = True,
         two_way: bool = False,
         two_way_weight: float | None = None,
+        scales: Sequence[float] | None = None,
         errors: Literal["raise", "return"] = "raise",
     ) -> list[Recognition]:
         """Reads pictures or ink.
@@ -117,6 +120,8 @@ class BaseRecognizer(ABC):
             two_way: whether both branches propose and judge: more accurate, about three and a half times the work.
             two_way_weight: say of the right-to-left branch in that, 0 to 1; what was tuned for the checkpoint if
                 `None`.
+            scales: sizes at which each picture is read, as factors: formulas are searched at the first one, and judged
+                at all. What was chosen for the checkpoint if `None`.
             errors: `"raise"` at the first picture that cannot be read, or `"return"` a [`Recognition`] with `error`.
 
         Returns:
@@ -138,7 +143,8 @@ class BaseRecognizer(ABC):
                     raise
                 results[index] = Recognition(None, 0.0, error=str(error))
             loading[index] = time.perf_counter() - began
-        weight = {} if two_way_weight is None else {"two_way_weight": two_way_weight}
+        tuned = {"two_way_weight": two_way_weight, "scales": scales}
+        given = {name: value for name, value in tuned.items() if value is not None}
         # Pictures of like size together: padding costs as much as ink.
         order = sorted(pictures, key=lambda index: pictures[index].shape[::-1])
         for start in range(0, len(order), batch_size):
@@ -151,7 +157,7 @@ class BaseRecognizer(ABC):
                 max_length=max_length,
                 grammar=grammar,
                 two_way=two_way,
-                **weight,
+                **given,
             )
             share = (time.perf_counter() - began) / len(batch)
             for index, candidates in zip(batch, readings, strict=True):
@@ -176,7 +182,7 @@ def pad_pictures(pictures: Sequence[np.ndarray], multiples: Sequence[int]) -> tu
     """Prepared pictures as one batch, padded below and to the right.
 
     Args:
-        pictures: `uint8` (H, W) each.
+        pictures: `uint8`, or `float32` of 0 to 255, (H, W) each.
         multiples: height and width (px) of the batch are multiples of these, so that sizes recur.
 
     Returns:
@@ -192,6 +198,16 @@ def pad_pictures(pictures: Sequence[np.ndarray], multiples: Sequence[int]) -> tu
         values[index, 0, :rows, :columns] = picture / np.float32(255)
         mask[index, :rows, :columns] = True
     return values, mask
+
+
+def resize_picture(picture: np.ndarray, scale: float) -> np.ndarray:
+    """A prepared picture at another size, `float32` of 0 to 255, as `resizing_abm.resized` does it with torch."""
+    if scale == 1:
+        return picture
+    height, width = (max(1, math.floor(side * scale + 0.5)) for side in picture.shape)
+    margin = math.ceil(1 / scale) + 1
+    padded = np.pad(picture.astype(np.float32), ((0, margin), (0, margin)))
+    return cv2.resize(padded, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)[:height, :width]
 
 
 def iter_inputs(paths: Iterable[str | Path]) -> Iterator[Path]:

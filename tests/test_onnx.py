@@ -61,6 +61,9 @@ def _assert_same(actual: Sequence[Recognition], expected: Sequence[Recognition])
         {"num_beams": 1, "two_way": True},
         {"num_beams": 2, "max_length": 3},
         {"num_beams": 2, "two_way": True, "two_way_weight": 0.3},
+        {"num_beams": 1, "scales": (1.3,)},
+        {"num_beams": 4, "top_k": 2, "scales": (1.15, 0.85)},
+        {"num_beams": 3, "top_k": 4, "two_way": True, "scales": (1.0, 1.3), "two_way_weight": 0.3},
     ],
     ids=str,
 )

@@ -46,6 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="W",
         help="say of the right-to-left branch, 0 to 1; default: what was tuned for the checkpoint",
     )
+    parser.add_argument(
+        "--scales",
+        type=float,
+        nargs="+",
+        metavar="S",
+        help="sizes at which each picture is read, as factors: to search at, and to judge at what was found; "
+        "default: what was chosen for the checkpoint",
+    )
     parser.add_argument("--no-grammar", action="store_true", help="allow LaTeX that is not well formed")
     parser.add_argument(
         "--min-score", type=_probability, default=0.0, metavar="P", help="answers less probable than this are left out"
@@ -211,6 +219,7 @@ def _results(
                 grammar=not options.no_grammar,
                 two_way=options.two_way,
                 two_way_weight=options.two_way_weight,
+                scales=options.scales,
                 errors="return",
             )
             for name, result in zip(names, results, strict=True):
