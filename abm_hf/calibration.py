@@ -18,17 +18,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from .evaluation_parts import claim_folder, read_items
+from .evaluation_parts import claim_folder, load_checkpoint, read_items, weights_fingerprint
 from .generation_abm import n_best, score_sequences
 from .metrics.expression_rate import expression_rate
 from .modeling_abm import ABMEncoderOutput, ABMForConditionalGeneration
 from .pretrained import checkpoint_path
-from .processing_abm import ABMProcessor
 from .readings_abm import check_scales
 from .reliability import draw_reliability, expected_calibration_error
 from .resizing_abm import resized
 from .tokenization_abm import ABMTokenizer
-from .training.arguments import ArgumentError, DataArguments
+from .training.arguments import ArgumentError, DataArguments, check_minimum
 from .training.items import load_split
 from .training.state import write_json
 
@@ -61,6 +60,8 @@ class CalibrationArguments:
     cpu: bool = field(default=False, metadata={"help": "Use no GPU."})
 
     def __post_init__(self) -> None:
+        check_minimum(self, 1, "beams", "batch_images", "batch_pixels", "max_items")
+        check_minimum(self, 3, "max_length")
         try:
             check_scales(self.scales)
         except ValueError as error:
@@ -78,7 +79,7 @@ def calibrate_checkpoint(arguments: CalibrationArguments) -> dict[str, Any]:
 
     Raises:
         ArgumentError: for data, a model or a folder that cannot be used.
-        CheckpointError: if there is no such checkpoint.
+        CheckpointError: if there is no such checkpoint, or it cannot be loaded.
     """
     accelerator = Accelerator(cpu=arguments.cpu or not torch.cuda.is_available())
     path = checkpoint_path(arguments.model)
@@ -87,13 +88,13 @@ def calibrate_checkpoint(arguments: CalibrationArguments) -> dict[str, Any]:
     items = load_split(arguments.data, arguments.split, DataArguments(data=arguments.data))
     if arguments.max_items is not None:
         items = items.subset(range(min(arguments.max_items, len(items))))
-    model = ABMForConditionalGeneration.from_pretrained(path, dtype=torch.float32).to(accelerator.device).eval()
+    model, processor = load_checkpoint(path, accelerator.device)
     if missing := {"l2r", "r2l"} - set(model.config.directions):
         raise ArgumentError(f"{path} has no branch {' and '.join(missing)}: only models with both are calibrated")
-    model.fuse()
-    folder = claim_folder(arguments.output_dir, {**asdict(arguments), "model": path}, accelerator)
-    tokenizer = ABMProcessor.from_pretrained(path).tokenizer
-    read = partial(_candidates, model, tokenizer, arguments)
+    described = {**asdict(arguments), "model": path, "weights": weights_fingerprint(model)}
+    described["items"] = items.fingerprint()
+    folder = claim_folder(arguments.output_dir, described, accelerator)
+    read = partial(_candidates, model.fuse(), processor.tokenizer, arguments)
     rows = read_items(items, read, folder, accelerator, arguments.batch_images, arguments.batch_pixels)
     result, curves = calibrate_rows(rows)
     result |= {"split": arguments.split, "beams": arguments.beams}

@@ -18,12 +18,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from .configuration_abm import DIRECTIONS
-from .evaluation_parts import claim_folder, read_items
+from .evaluation_parts import claim_folder, load_checkpoint, read_items, weights_fingerprint
 from .evaluation_report import build_report, holds_research_data
 from .metrics.expression_rate import bootstrap_intervals, expression_rate, score_expressions
 from .modeling_abm import ABMForConditionalGeneration
-from .pretrained import DEFAULT, CheckpointError, checkpoint_path
-from .processing_abm import ABMProcessor
+from .pretrained import DEFAULT, checkpoint_path
 from .reading_abm import read_formulas
 from .readings_abm import Reading, check_scales
 from .reliability import draw_reliability, expected_calibration_error
@@ -97,8 +96,11 @@ def evaluate_checkpoint(arguments: EvaluationArguments) -> dict[str, Any]:
     items = load_split(arguments.data, arguments.split, DataArguments(data=arguments.data))
     if arguments.max_items is not None:
         items = items.subset(range(min(arguments.max_items, len(items))))
-    model, processor = _load(arguments, path, accelerator)
-    described = {**asdict(arguments), "model": path}
+    model, processor = load_checkpoint(path, accelerator.device)
+    _check_directions(arguments, path, model)
+    described = {**asdict(arguments), "model": path, "weights": weights_fingerprint(model)}
+    described["items"] = items.fingerprint()
+    model.fuse(encoder_dtype(arguments.precision, accelerator.device))
     folder = claim_folder(arguments.output_dir, described, accelerator)
     read = partial(_read, model, processor.tokenizer, arguments)
     ordered = read_items(items, read, folder, accelerator, arguments.batch_images, arguments.batch_pixels)
@@ -109,20 +111,11 @@ def evaluate_checkpoint(arguments: EvaluationArguments) -> dict[str, Any]:
     return result
 
 
-def _load(
-    arguments: EvaluationArguments, path: str, accelerator: Accelerator
-) -> tuple[ABMForConditionalGeneration, ABMProcessor]:
-    try:
-        processor = ABMProcessor.from_pretrained(path)
-        model = ABMForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"cannot load {path}: {str(error).strip().splitlines()[0]}") from error
+def _check_directions(arguments: EvaluationArguments, path: str, model: ABMForConditionalGeneration) -> None:
     if arguments.direction not in model.config.directions:
         raise ArgumentError(f"{path} reads {model.config.directions[0]} only, not {arguments.direction}")
     if arguments.two_way and len(model.branches) < 2:
         raise ArgumentError(f"{path} has one direction, {model.config.directions[0]}: two_way needs a model with two")
-    model.to(accelerator.device).eval()
-    return model.fuse(encoder_dtype(arguments.precision, accelerator.device)), processor
 
 
 def _read(

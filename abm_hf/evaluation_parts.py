@@ -1,21 +1,54 @@
 """Reading a split with several processes, each into a file of its own; what was stopped goes on."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .data.collator import ABMCollator
+from .modeling_abm import ABMForConditionalGeneration
+from .pretrained import CheckpointError
+from .processing_abm import ABMProcessor
 from .training.arguments import ArgumentError
 from .training.evaluation import evaluation_batches
 from .training.items import Items
+from .training.state import write_json
 
 # What may differ between the runs that fill one folder.
 _UNIMPORTANT = frozenset({"output_dir", "cpu", "batch_images", "batch_pixels", "gallery", "store"})
+
+
+def load_checkpoint(path: str, device: torch.device) -> tuple[ABMForConditionalGeneration, ABMProcessor]:
+    """The model in float32, ready to read, and its processor.
+
+    Args:
+        path: a directory or Hub id.
+        device: where the model goes.
+
+    Raises:
+        CheckpointError: if it cannot be loaded.
+    """
+    try:
+        processor = ABMProcessor.from_pretrained(path)
+        model = ABMForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"cannot load {path}: {str(error).strip().splitlines()[0]}") from error
+    return model.to(device).eval(), processor
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """Hash of all weights: a checkpoint that goes on training keeps its name."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy(force=True).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def claim_folder(output_dir: str, options: Mapping[str, Any], accelerator: Accelerator) -> Path:
@@ -23,7 +56,7 @@ def claim_folder(output_dir: str, options: Mapping[str, Any], accelerator: Accel
 
     Args:
         output_dir: the folder.
-        options: all that the evaluation depends on, and more.
+        options: all that the evaluation depends on, and more: names of model and data do not tell what is in them.
         accelerator: which process this is.
 
     Raises:
@@ -32,15 +65,20 @@ def claim_folder(output_dir: str, options: Mapping[str, Any], accelerator: Accel
     folder = Path(output_dir)
     described = {name: value for name, value in options.items() if name not in _UNIMPORTANT}
     record = folder / "evaluation.json"
-    if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != described:
-        raise ArgumentError(f"{folder} holds another evaluation: choose another output_dir, or delete it")
+    if record.is_file():
+        before = json.loads(record.read_text(encoding="utf-8"))
+        if changed := sorted(name for name in described if before.get(name) != described[name]):
+            raise ArgumentError(
+                f"{folder} holds another evaluation ({', '.join(changed)} changed): choose another output_dir, or "
+                "delete it"
+            )
     if not record.is_file() and folder.is_dir() and any(folder.iterdir()):
         raise ArgumentError(f"{folder} holds something else: choose an empty output_dir")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            record.write_text(json.dumps(described), encoding="utf-8")
+            write_json(record, described)
         except OSError as error:
             raise ArgumentError(f"cannot write to {folder}: {error.strerror}") from error
     accelerator.wait_for_everyone()
@@ -95,7 +133,7 @@ def _rows(folder: Path) -> dict[str, dict[str, Any]]:
     """By id, all that any process has written; a line cut short by a crash does not count."""
     rows = {}
     for part in sorted(folder.glob("part-*.jsonl")):
-        for line in part.read_text(encoding="utf-8").splitlines():
+        for line in part.read_text(encoding="utf-8").split("\n"):  # not at what else Unicode calls the end of one
             try:
                 row = json.loads(line)
             except ValueError:

@@ -55,7 +55,7 @@ class Compared:
 
     Args:
         name: Its id.
-        score: The model's probability of the whole answer.
+        score: The probability that the answer is right.
         pairs: Tokens of label and prediction, aligned.
     """
 

@@ -17,8 +17,8 @@ def main() -> int:
     """Exit code: 0, or 2 for anything the user can put right."""
     tune_process()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    (arguments,) = HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses()
     try:
+        (arguments,) = HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses()
         result = evaluate_checkpoint(arguments)
     except (ArgumentError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)

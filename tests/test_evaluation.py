@@ -2,6 +2,9 @@
 
 import json
 import re
+import runpy
+import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +19,7 @@ from rapidfuzz.distance import Levenshtein
 from training_runs import write_pictures
 
 import abm_hf.evaluation as evaluation
+from abm_hf import ABMForConditionalGeneration
 from abm_hf.evaluation import EvaluationArguments, evaluate_checkpoint
 from abm_hf.evaluation_report import build_report
 from abm_hf.metrics.errors import align_tokens, count_token_errors, structure_depth, wilson_interval
@@ -49,6 +53,37 @@ def test_an_evaluation_writes_predictions_results_and_a_report(arguments: Evalua
     report = (folder / "report.html").read_text()
     assert report.count("data:image/png;base64,") == 10 and "This page holds 5 pictures of <b>data</b>" in report
     assert "report.html" in (folder / ".gitignore").read_text()
+
+
+def test_other_weights_or_labels_of_the_same_name_are_another_evaluation(
+    arguments: EvaluationArguments, tmp_path: Path
+) -> None:
+    checkpoint = shutil.copytree(str(arguments.model), tmp_path / "model")
+    arguments = replace(arguments, model=str(checkpoint))
+    evaluate_checkpoint(arguments)
+    captions = tmp_path / "data" / "train" / "caption.txt"
+    before = captions.read_text()
+    captions.write_text(before.replace("x", "y"))
+    with pytest.raises(ArgumentError, match=r"another evaluation \(items changed\)"):
+        evaluate_checkpoint(arguments)
+    captions.write_text(before)
+    model = ABMForConditionalGeneration.from_pretrained(checkpoint)
+    next(model.parameters()).data.add_(0.01)
+    model.save_pretrained(checkpoint)
+    with pytest.raises(ArgumentError, match=r"another evaluation \(weights changed\)"):
+        evaluate_checkpoint(arguments)
+
+
+@pytest.mark.parametrize("name", ["evaluate", "calibrate"])
+def test_what_cannot_work_is_one_line(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("abm_hf.runtime.tune_process", lambda: None)  # that concerns the whole process
+    monkeypatch.setattr(sys, "argv", [name, "--data", "d", "--split", "s", "--output_dir", "o", "--max_length", "1"])
+    script = Path(__file__).parents[1] / "scripts" / f"{name}.py"
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(script), run_name="__main__")
+    assert capsys.readouterr().err == "error: max_length must be at least 3, not 1\n"
 
 
 def predictions(folder: Path) -> list[tuple[str, str]]:

@@ -69,6 +69,9 @@ def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         ("--num_workers 1 --prefetch 0", "prefetch must be at least 1"),
         ("--max_label_tokens 1 --curriculum 0:0 --train_split nothing", "no split 'nothing'"),
         ("--mixed_precision fp16", "fp16 needs a GPU"),
+        ("--seed -1", "seed must be from 0"),
+        ("--adam_beta2 1.5", "adam_beta2 must be at least 0 and less than 1"),
+        ("--decay_from 60", "decay_from must be from 0 to 1"),
     ],
 )
 def test_what_cannot_work_is_one_line(more: str, message: str, data: Path, tmp_path: Path, script: Script) -> None:

@@ -179,6 +179,26 @@ def test_sigterm_and_the_time_limit_save_and_the_run_goes_on(
     assert_equal_runs(tmp_path / "run", uninterrupted)
 
 
+def test_a_signal_to_the_whole_group_saves_as_well(data: Path, tmp_path: Path) -> None:
+    """As sent by a cluster's manager: to the loader's workers, too."""
+    line = options(data, tmp_path / "run", "--num_workers", "2", "--max_steps", "5000", "--eval_steps", "0")
+    with subprocess.Popen(
+        [sys.executable, str(TRAIN), *line],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        store = CheckpointStore(tmp_path / "run" / "checkpoints")
+        while not store.steps() and process.poll() is None:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGTERM)
+        printed, errors = process.communicate()
+    assert process.returncode == 0, errors[-3000:]
+    assert store.steps()[-1] == json.loads(printed)["step"] and not json.loads(printed)["finished"]
+
+
 def test_workers_do_not_change_the_numbers(data: Path, tmp_path: Path, uninterrupted: Path) -> None:
     train(arguments(data, tmp_path / "run", "--num_workers", "2"))
     assert_equal_runs(tmp_path / "run", uninterrupted)
@@ -302,6 +322,7 @@ def test_only_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "checkpoints", keep=3)
     for step in range(1, 7):
         store.save(step, {"step": step})
+    (tmp_path / "checkpoints" / "step-00000005 copy").mkdir()  # somebody's own is left alone
     assert store.steps() == [4, 5, 6]
 
 

@@ -172,6 +172,7 @@ def test_items_of_several_sources_are_joined(data: Path) -> None:
     assert joined.inks is not None and joined.inks[3] is None and joined.inks[41] is synthetic.inks[1]
     drawn = VARIATIONS["ink"](joined, 3, np.random.default_rng(0), (1.0, 1.0))  # without ink: as an image
     assert drawn.shape == offline.images[3].shape
+    assert joined.inks[-2] is synthetic.inks[1]
     picked = joined.subset([41, 2])
     assert picked.inks is not None and picked.inks[0] is synthetic.inks[1]
 

@@ -184,9 +184,13 @@ class OptimizationArguments:
         _check(self.schedule in ("cosine", "plateau"), "schedule", "cosine or plateau", self.schedule)
         _check(self.max_steps > 0 or self.num_epochs > 0, "max_steps", "positive, or num_epochs", self.max_steps)
         _check(self.learning_rate > 0, "learning_rate", "positive", self.learning_rate)
-        _check(0 <= self.ema_decay < 1, "ema_decay", "at least 0 and less than 1", self.ema_decay)
+        for name in ("ema_decay", "adam_beta2"):
+            _check(0 <= getattr(self, name) < 1, name, "at least 0 and less than 1", getattr(self, name))
+        for name in ("decay_from", "final_learning_rate"):
+            _check(0 <= getattr(self, name) <= 1, name, "from 0 to 1", getattr(self, name))
         check_minimum(self, 1, "gradient_accumulation_steps")
         check_minimum(self, 0, "max_steps", "warmup_steps", "max_grad_norm", "weight_decay")
+        check_minimum(self, 0, "plateau_patience", "plateau_reductions")
         self.curriculum = [":".join(str(part) for part in parse_stage(entry)) for entry in self.curriculum]
 
     def stages(self) -> list[tuple[float, int, int]]:
@@ -223,6 +227,7 @@ class RunArguments:
         _check(
             self.mixed_precision in ("no", "bf16", "fp16"), "mixed_precision", "no, bf16 or fp16", self.mixed_precision
         )
+        _check(0 <= self.seed < 2**32, "seed", "from 0 to 4294967295", self.seed)
         check_minimum(self, 0, "logging_steps", "eval_steps", "save_steps", "time_limit_minutes")
         check_minimum(self, 1, "cpu_threads", "eval_batch_images", "eval_beams")
         check_minimum(self, 2, "eval_max_length", "keep_checkpoints")  # two checkpoints, to survive a damaged one

@@ -1,5 +1,6 @@
 """From items to batches: pictures varied and scaled as planned, and the loader."""
 
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -138,3 +139,11 @@ def _start_worker(_: int) -> None:
     # One thread each: the workers' own parallelism is their number.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    # What is sent to the whole group (Ctrl-C, a cluster's manager) is the main process's affair, which still needs
+    # batches to come to a step's end; a second signal ends a worker, as the loader expects.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _heed_the_next)
+
+
+def _heed_the_next(number: int, _: object) -> None:
+    signal.signal(number, signal.SIG_DFL)

@@ -109,11 +109,12 @@ class Chained(Sequence[Any]):
         return sum(len(part) for part in self.parts)
 
     def __getitem__(self, index: Any) -> Any:
+        index = range(len(self))[index]
         for part in self.parts:
             if index < len(part):
                 return part[index]
             index -= len(part)
-        raise IndexError(index)
+        raise AssertionError("a part changed its length")
 
 
 @dataclass(frozen=True)

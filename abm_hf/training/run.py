@@ -40,11 +40,6 @@ class Progress:
     sampler: dict[str, int] = field(default_factory=dict)
 
     @property
-    def finished(self) -> bool:
-        """Whether all planned steps are done."""
-        return self.step >= self.end
-
-    @property
     def end(self) -> int:
         """Step at which the run is finished."""
         return self.legs[-1].end

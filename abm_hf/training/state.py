@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Mapping
@@ -24,6 +25,8 @@ import torch
 from safetensors import SafetensorError
 
 logger = logging.getLogger(__name__)
+
+_STEP = re.compile(r"step-(\d{8,})")
 
 
 class CheckpointError(RuntimeError):
@@ -77,7 +80,8 @@ class CheckpointStore:
         """Steps of the checkpoints that are there, ascending."""
         if not self.folder.is_dir():
             return []
-        return sorted(int(entry.name.removeprefix("step-")) for entry in self.folder.glob("step-*"))
+        found = [_STEP.fullmatch(entry.name) for entry in self.folder.iterdir()]
+        return sorted(int(match[1]) for match in found if match)
 
     def path(self, step: int) -> Path:
         """Folder of a checkpoint."""
