@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import GenerationConfig
 
+from .configuration_abm import ABMConfig
 from .generation_abm import LatexGrammarLogitsProcessor, exists, formulas_of, score_sequences, two_way_search
 from .modeling_abm import ABMEncoderOutput, ABMForConditionalGeneration
 from .readings_abm import JUDGED, Reading, check_scales, distinct_readings, make_reading
@@ -57,6 +59,8 @@ def read_formulas(
         ValueError: for options that contradict each other, a `max_length` without room for a token, or a branch that
             the model lacks.
     """
+    if min(num_beams, top_k) < 1:
+        raise ValueError(f"num_beams and top_k must be at least 1, they are {num_beams} and {top_k}")
     _check(model, max_length, direction, two_way, generate_kwargs)
     settings = model.generation_config
     scales = check_scales(getattr(settings, "reading_scales", (1.0,)) if scales is None else scales)
@@ -68,12 +72,11 @@ def read_formulas(
     views = [model.encoder(*resized(pixel_values, pixel_mask, scale)) for scale in scales]
     if two_way:
         sequences, known, totals = _search_both(model, tokenizer, views[0], beams, kept, max_length, grammar, weight)
+        token_log_probs = score_sequences(model, views[0], sequences)
     else:
-        sequences, known = _search(
+        sequences, known, token_log_probs = _search(
             model, tokenizer, views[0], direction, beams, kept, max_length, grammar, **generate_kwargs
         )
-    token_log_probs = score_sequences(model, views[0], sequences, direction=direction)
-    if not two_way:
         totals = token_log_probs.sum(dim=1)
     ranked = torch.arange(len(sequences), device=sequences.device).unflatten(0, (-1, kept))
     if len(views) > 1:
@@ -169,8 +172,12 @@ def _search(
     max_length: int,
     grammar: bool,
     **generate_kwargs: Any,
-) -> tuple[Tensor, Tensor]:
-    """Hypotheses of one branch (N, T) in the order of the formula, and which of them the search found (N,)."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Hypotheses of one branch in the order of the formula.
+
+    Returns:
+        Their ids (N, T), which of them the search found (N,), and the log-probability of each id (N, T).
+    """
     processors = generate_kwargs.pop("logits_processor", [])
     if grammar:
         automaton = LatexGrammarLogitsProcessor.from_tokenizer(tokenizer, direction=direction, max_length=max_length)
@@ -182,12 +189,32 @@ def _search(
         num_return_sequences=top_k,
         max_length=max_length,
         logits_processor=processors,
-        **generate_kwargs | {"return_dict_in_generate": True, "output_scores": True},
+        **generate_kwargs | {"return_dict_in_generate": True, "output_scores": True, "output_logits": True},
     )
-    formulas, _ = formulas_of(output.sequences[:, 1:], direction, model.config)
+    written = output.sequences[:, 1:]
+    formulas, steps = formulas_of(written, direction, model.config)
     scores = output.get("sequences_scores")  # greedy search and sampling keep none
     known = exists(scores) if scores is not None else torch.ones(len(formulas), dtype=torch.bool)
-    return formulas, known
+    scored = _in_order_of_formula(_step_log_probs(output, written), written, steps, direction, model.config)
+    return formulas, known, scored
+
+
+def _step_log_probs(output: Any, written: Tensor) -> Tensor:
+    """What the model gave to each id of `written` (N, T) when the search wrote it, before any processor."""
+    log_probs = torch.stack(output.logits, dim=1).float().log_softmax(-1)  # (all hypotheses, T, V)
+    rows = output.get("beam_indices")  # of the hypothesis that each step went on from; greedy search keeps to its own
+    rows = torch.arange(len(written), device=written.device)[:, None] if rows is None else rows.clamp(min=0)
+    return log_probs[rows, torch.arange(written.shape[1], device=written.device), written]
+
+
+def _in_order_of_formula(scored: Tensor, written: Tensor, steps: Tensor, direction: str, config: ABMConfig) -> Tensor:
+    """`scored` (N, T) as `formulas_of` orders `written`: (N, T + 1), 0 after the end."""
+    positions = torch.arange(scored.shape[1], device=scored.device).expand_as(scored)
+    scored = scored.masked_fill(positions >= steps[:, None], 0.0)
+    if direction == "r2l":
+        tokens = (steps - (written == config.bos_token_id).any(dim=1).long())[:, None]
+        scored = scored.gather(1, torch.where(positions < tokens, tokens - 1 - positions, positions))
+    return F.pad(scored, (0, 1))
 
 
 __all__ = ["Reading", "read_formulas"]

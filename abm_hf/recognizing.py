@@ -131,6 +131,10 @@ class BaseRecognizer(ABC):
             ImageInputError, InkError: for a picture or ink that cannot be read, with `errors="raise"`.
             ValueError: for options that contradict each other or the model.
         """
+        if min(num_beams, top_k, batch_size) < 1:
+            raise ValueError(
+                f"num_beams, top_k and batch_size must be at least 1, they are {num_beams}, {top_k} and {batch_size}"
+            )
         results: dict[int, Recognition] = {}
         pictures: dict[int, np.ndarray] = {}
         loading: dict[int, float] = {}

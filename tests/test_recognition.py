@@ -10,6 +10,7 @@ from transformers import pipeline
 
 import abm_hf
 from abm_hf import Ink, Recognizer, write_inkml
+from abm_hf.generation_abm import score_sequences
 from abm_hf.image_processing_abm import ImageInputError
 from abm_hf.reading_abm import read_formulas
 
@@ -77,6 +78,29 @@ def test_scores_are_those_of_the_model(recognizer: Recognizer) -> None:
     probabilities = logits.softmax(-1)[0]
     expected = [float(probabilities[step, token]) for step, token in enumerate(tokens)]
     np.testing.assert_allclose(result.token_scores, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("direction", ["l2r", "r2l"])
+@pytest.mark.parametrize("num_beams, options", [(1, {}), (4, {}), (1, {"do_sample": True}), (3, {"grammar": False})])
+def test_the_search_and_a_second_pass_give_the_same_scores(
+    recognizer: Recognizer, direction: str, num_beams: int, options: dict[str, bool]
+) -> None:
+    """For pictures that are finished at different steps, and for hypotheses that are cut off."""
+    model, tokenizer = recognizer.model, recognizer.processor.tokenizer
+    pixels = torch.rand(3, 1, 64, 96, generator=torch.Generator().manual_seed(0))
+    top_k = 1 if num_beams == 1 else num_beams
+    found = read_formulas(
+        model, tokenizer, pixels, direction=direction, num_beams=num_beams, top_k=top_k, max_length=9, **options
+    )
+    for picture, readings in enumerate(found):
+        encoded = model.encoder(pixels[picture : picture + 1])
+        assert readings
+        for reading in readings:
+            ids = tokenizer.convert_tokens_to_ids(list(reading.tokens)) + [tokenizer.eos_token_id] * reading.finished
+            with torch.no_grad():
+                scored = score_sequences(model, encoded, torch.tensor([ids]), direction=direction)[0]
+            np.testing.assert_allclose(reading.token_scores, scored[: len(reading.tokens)].exp(), rtol=1e-4, atol=1e-6)
+            assert reading.log_probability == pytest.approx(float(scored.sum()), abs=1e-4)
 
 
 def test_a_bad_image_among_good_ones(recognizer: Recognizer, tmp_path: Path) -> None:
