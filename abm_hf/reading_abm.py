@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import GenerationConfig
 
-from .configuration_abm import ABMConfig
 from .generation_abm import LatexGrammarLogitsProcessor, exists, formulas_of, score_sequences, two_way_search
 from .modeling_abm import ABMEncoderOutput, ABMForConditionalGeneration
 from .readings_abm import JUDGED, Reading, check_scales, distinct_readings, make_reading
@@ -207,7 +206,7 @@ def _step_log_probs(output: Any, written: Tensor) -> Tensor:
     return log_probs[rows, torch.arange(written.shape[1], device=written.device), written]
 
 
-def _in_order_of_formula(scored: Tensor, written: Tensor, steps: Tensor, direction: str, config: ABMConfig) -> Tensor:
+def _in_order_of_formula(scored: Tensor, written: Tensor, steps: Tensor, direction: str, config: Any) -> Tensor:
     """`scored` (N, T) as `formulas_of` orders `written`: (N, T + 1), 0 after the end."""
     positions = torch.arange(scored.shape[1], device=scored.device).expand_as(scored)
     scored = scored.masked_fill(positions >= steps[:, None], 0.0)

@@ -175,6 +175,16 @@ def test_length_of_an_answer(recognizer: Recognizer) -> None:
         assert len(result.tokens) <= 1 and result.alternatives[0].finished
 
 
+@pytest.mark.parametrize("name", ["num_beams", "top_k", "batch_size"])
+def test_numbers_start_at_one(recognizer: Recognizer, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}.* must be at least 1"):
+        recognizer(_drawing(), **{name: 0})
+    if name != "batch_size":  # what the pipeline calls
+        inputs = recognizer.processor(images=_drawing())
+        with pytest.raises(ValueError, match=f"{name}.* must be at least 1"):
+            read_formulas(recognizer.model, recognizer.processor.tokenizer, **inputs, **{name: 0})
+
+
 def test_more_beams_than_tokens(recognizer: Recognizer) -> None:
     """Beams that cannot be filled do not become answers."""
     result = recognizer(_drawing(), num_beams=150, top_k=150, max_length=3)[0]
