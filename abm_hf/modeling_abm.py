@@ -25,6 +25,7 @@ from transformers.utils import ModelOutput
 
 from .activation_abm import rectify
 from .configuration_abm import ABMConfig
+from .dense_block_abm import can_train, dense_block
 from .fusion_abm import Folded, fold_batch_norms, restore
 from .inference_abm import Reader, step_weights
 from .loss_abm import aligned_distillation, cross_entropy, reading_order, released_distillation
@@ -214,6 +215,8 @@ class ABMEncoder(nn.Module):
         """Features (B, C, h, w) with the channels of all layers of `block` appended."""
         assert isinstance(block, nn.ModuleList)
         if not (self.training and self.gradient_checkpointing):
+            if self.training and can_train(block, features):
+                return dense_block(features, mask, block)
             for layer in block:
                 features = torch.cat([features, layer(mask, features)], dim=1)
             return features

