@@ -31,7 +31,7 @@ class LayerWeights(NamedTuple):
 
 
 class LayerTrace(NamedTuple):
-    """What a layer's forward pass leaves for its backward pass; what it gave is in the block's buffer."""
+    """What a layer's forward pass leaves for its backward pass."""
 
     conv1: Tensor  # (W, C) as the block computes with it
     conv2: Tensor  # (G, W, 3, 3)
@@ -42,6 +42,7 @@ class LayerTrace(NamedTuple):
     grown: Tensor  # (B, G, h, w) before the second batch norm
     mean2: Tensor  # (G)
     inverse2: Tensor  # (G)
+    given: Tensor  # (B, G, h, w) apart from the block's buffer: what lies together is read twice as fast
 
 
 def can_train(layers: Iterable[Any], features: Tensor) -> bool:
@@ -131,7 +132,7 @@ def _layer(layer: Any, weights: LayerWeights, features: Tensor, mask: Tensor | N
     grown = F.conv2d(active, conv2, padding=1)
     normalized, mean2, inverse2 = _normalized(layer.norm2, grown, weights.scale2, weights.shift2, dropped)
     out.copy_(rectify_(normalized, None, dropped))
-    return LayerTrace(conv1, conv2, squeezed, mean1, inverse1, active, grown, mean2, inverse2)
+    return LayerTrace(conv1, conv2, squeezed, mean1, inverse1, active, grown, mean2, inverse2, normalized)
 
 
 def _layer_backward(
@@ -140,7 +141,7 @@ def _layer_backward(
     """Gradients by the layer's parameters, in their order; those by what it read are added to `slopes` (B, C, h, w)."""
     dropped = dropped_of_256(layer.dropout)
     end = start + len(trace.conv2)
-    d_normalized = passed(slopes[:, start:end], together[:, start:end])
+    d_normalized = passed(slopes[:, start:end], trace.given)
     d_grown, d_scale2, d_shift2 = _norm_backward(
         layer.norm2, d_normalized, trace.grown, weights.scale2, trace.mean2, trace.inverse2, dropped
     )

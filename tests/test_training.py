@@ -223,11 +223,19 @@ def test_the_memory_format_leaves_the_loss_as_it_is(data: Path, tmp_path: Path) 
 def test_a_compiled_model_takes_the_same_step(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Whether the model can be captured as graphs is what this asks; machine code for them would take minutes.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    once = ("--max_steps", "1", "--eval_steps", "0", "--directions", "l2r")
+    overrides = json.dumps({**TINY, "encoder_dropout": 0.0})  # which compiled code draws in its own way
+    once = ("--max_steps", "1", "--eval_steps", "0", "--directions", "l2r", "--model_overrides", overrides)
     for name, more in (("plain", ()), ("compiled", ("--compile", "true"))):
         train(arguments(data, tmp_path / name, *once, *more))
     assert history(tmp_path / "compiled")[0]["loss"] == pytest.approx(history(tmp_path / "plain")[0]["loss"], rel=1e-5)
     assert list(final_state(tmp_path / "compiled")["model"]) == list(final_state(tmp_path / "plain")["model"])
+
+
+def test_compiling_without_a_compiler_is_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ArgumentError, match=r"needs a C\+\+ compiler .* leave compile out"):
+        train(arguments(data, tmp_path / "run", "--compile", "true", "--cpu", "true"))
 
 
 def test_a_finished_run_is_extended_only_on_request(data: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import logging
 import math
 import os
+import shutil
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,6 +78,8 @@ def make_accelerator(arguments: Arguments) -> Accelerator:
     """Device, processes and precision."""
     run = arguments.run
     trackers = run.trackers or None
+    if run.compile and (run.cpu or not torch.cuda.is_available()):
+        _require_compiler()
     if run.mixed_precision == "fp16" and (run.cpu or not torch.cuda.is_available()):
         raise ArgumentError("mixed_precision fp16 needs a GPU: use bf16 or no")
     try:
@@ -95,6 +99,16 @@ def make_accelerator(arguments: Arguments) -> Accelerator:
     else:
         torch.set_float32_matmul_precision("high")
     return accelerator
+
+
+def _require_compiler() -> None:
+    """Raises [`ArgumentError`] where torch.compile would find no compiler for a CPU, in the middle of the first step."""
+    name = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    if shutil.which(name) is None:
+        raise ArgumentError(
+            f"compile needs a C++ compiler on a CPU, and there is no {name}: install it, name another in the environment "
+            "variable CXX, or leave compile out"
+        )
 
 
 def available_cores() -> int:
