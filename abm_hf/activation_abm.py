@@ -57,7 +57,7 @@ def rectify_(values: Tensor, mask: Tensor | None, dropped: int) -> Tensor:
 
 
 def passed(gradient: Tensor, out: Tensor) -> Tensor:
-    """The gradient where `out`, which has no negative elements, is not zero; zero elsewhere. In the layout of `out`."""
+    """The gradient where `out`, which has no negative elements, is not zero; zero elsewhere. Laid out like `out`."""
     return _integers(out).clamp(max=1).mul_(_integers(gradient)).view(gradient.dtype)
 
 

@@ -46,8 +46,9 @@ class LayerTrace(NamedTuple):
 
 
 def can_train(layers: Iterable[Any], features: Tensor) -> bool:
-    """Whether [`dense_block`] can stand for `layers`, one after the other: a training step on a CPU, with layers as the
-    encoder made them, none of them replaced or set to evaluation.
+    """Whether [`dense_block`] can stand for `layers`, one after the other.
+
+    It can in a training step on a CPU, with layers as the encoder made them, none replaced or set to evaluation.
     """
     if features.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
@@ -138,7 +139,7 @@ def _layer(layer: Any, weights: LayerWeights, features: Tensor, mask: Tensor | N
 def _layer_backward(
     layer: Any, weights: LayerWeights, trace: LayerTrace, together: Tensor, slopes: Tensor, start: int
 ) -> list[Tensor]:
-    """Gradients by the layer's parameters, in their order; those by what it read are added to `slopes` (B, C, h, w)."""
+    """Gradients by the layer's parameters, in their order; those by what it read go to `slopes` (B, C, h, w)."""
     dropped = dropped_of_256(layer.dropout)
     end = start + len(trace.conv2)
     d_normalized = passed(slopes[:, start:end], trace.given)
@@ -149,7 +150,13 @@ def _layer_backward(
         d_grown, trace.active, trace.conv2, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False]
     )
     d_squeezed, d_scale1, d_shift1 = _norm_backward(
-        layer.norm1, passed(d_active, trace.active), trace.squeezed, weights.scale1, trace.mean1, trace.inverse1, dropped
+        layer.norm1,
+        passed(d_active, trace.active),
+        trace.squeezed,
+        weights.scale1,
+        trace.mean1,
+        trace.inverse1,
+        dropped,
     )
     d_rows = _rows(d_squeezed)
     d_conv1 = d_rows.T @ _rows(together[:, :start])

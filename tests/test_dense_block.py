@@ -44,7 +44,10 @@ def test_values_gradients_and_statistics_are_those_of_the_layers(
     features = torch.randn(2, 6, *sides, dtype=torch.double).to(memory_format=torch.channels_last)
     mask = a_mask(*sides) if masked else None
     results = []
-    for block, apply in ((ours, lambda x: dense_block(x, mask, ours)), (theirs, lambda x: one_by_one(theirs, x, mask))):
+    for block, apply in (
+        (ours, lambda x: dense_block(x, mask, ours)),
+        (theirs, lambda x: one_by_one(theirs, x, mask)),
+    ):
         read = features.clone().requires_grad_()
         torch.manual_seed(1)  # of dropout
         out = apply(read)

@@ -102,12 +102,12 @@ def make_accelerator(arguments: Arguments) -> Accelerator:
 
 
 def _require_compiler() -> None:
-    """Raises [`ArgumentError`] where torch.compile would find no compiler for a CPU, in the middle of the first step."""
+    """Raises [`ArgumentError`] where torch.compile would find no compiler, which it says in the first step only."""
     name = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
     if shutil.which(name) is None:
         raise ArgumentError(
-            f"compile needs a C++ compiler on a CPU, and there is no {name}: install it, name another in the environment "
-            "variable CXX, or leave compile out"
+            f"compile needs a C++ compiler on a CPU, and there is no {name}: install it, name another in the "
+            "environment variable CXX, or leave compile out"
         )
 
 
