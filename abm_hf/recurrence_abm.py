@@ -140,7 +140,8 @@ def run_recurrence(
 
     Returns:
         hidden states (T, N, H), contexts (T, N, C), attention maps (T, N, h, w), and the coverage after the last step.
-        Gradients flow through the first two.
+        Gradients flow through the first two, once: they take the place of what they are computed from, so a second
+        backward pass over the same graph raises a `RuntimeError`.
     """
     # With tanh(x) = 2σ(2x) - 1, vᵀ tanh(x) is 2vᵀ σ(2x) less a constant, which the softmax does not see. On a CPU σ
     # takes a third of tanh's time.

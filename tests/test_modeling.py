@@ -197,8 +197,11 @@ def test_recurrence_and_its_gradient_equal_a_plain_one(beams: int) -> None:
     for mine, theirs in zip(ours, plain, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-10, rtol=0)
     expected = torch.autograd.grad(plain, leaves, weighting)
-    for mine, theirs in zip(torch.autograd.grad(ours, leaves, weighting), expected, strict=True):
+    found = torch.autograd.grad(ours, leaves, weighting, retain_graph=True)
+    for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-10, rtol=0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(ours, leaves, weighting)
 
 
 @pytest.mark.parametrize("copies", [1, 3])
