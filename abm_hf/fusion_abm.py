@@ -1,9 +1,9 @@
-"""Batch norms folded into the convolutions before them, for inference: the same numbers with half the passes."""
+"""Batch norms folded into the convolutions before them, for inference: the same numbers with a third of the passes."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 # Names of a convolution and of the batch norm that takes its output, in one module.
 _PAIRS = (("conv", "norm"), ("conv1", "norm1"), ("conv2", "norm2"))
@@ -17,8 +17,34 @@ class Folded(NamedTuple):
     original: nn.Module
 
 
+class RectifiedConv(nn.Conv2d):
+    """A convolution and the rectifier behind it.
+
+    On a CPU both are one call of oneDNN, with weights that were brought into its own layout once; a plain convolution
+    does that at each call, and the rectifier goes over the output again. These are the operations that `torch.compile`
+    uses; where they are missing, the plain ones do the same.
+    """
+
+    _packed: Tensor | None = None
+
+    def forward(self, features: Tensor) -> Tensor:
+        if not _packs(features):
+            return super().forward(features).relu_()
+        sizes = self.padding, self.stride, self.dilation, self.groups
+        if self._packed is None:
+            self._packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *sizes, features.shape)
+        return torch.ops.mkldnn._convolution_pointwise(features, self._packed, self.bias, *sizes, "relu", [], "")
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._packed = None  # the weights go elsewhere, or change their precision
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_packed"}
+
+
 def fold_batch_norms(module: nn.Module, dtype: torch.dtype | None = None) -> list[Folded]:
-    """Replaces each convolution that a batch norm follows by one that does both, and the batch norm by nothing.
+    """Replaces each convolution that batch norm and rectifier follow by one that does all, the batch norm by nothing.
 
     Args:
         module: in evaluation mode; changed in place.
@@ -47,7 +73,7 @@ def restore(replaced: list[Folded]) -> None:
 
 
 @torch.no_grad()
-def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> RectifiedConv:
     assert norm.running_mean is not None and norm.running_var is not None
     # In double precision: the folded weights then differ from the exact ones by their own rounding alone.
     scale = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
@@ -55,7 +81,7 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     if conv.bias is not None:
         shift = shift + conv.bias.double() * scale
     folded = nn.utils.skip_init(
-        nn.Conv2d,
+        RectifiedConv,
         conv.in_channels,
         conv.out_channels,
         kernel_size=conv.kernel_size,
@@ -69,4 +95,19 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     return folded.to(memory_format=torch.channels_last).requires_grad_(False).eval()
 
 
-__all__ = ["Folded", "fold_batch_norms", "restore"]
+def _packs(features: Tensor) -> bool:
+    """Whether oneDNN's own operations can take these features; they have no gradients and cannot be exported."""
+    if features.device.type != "cpu" or torch.is_grad_enabled() or not torch.backends.mkldnn.is_available():
+        return False
+    if (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or not hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    ):
+        return False
+    if features.dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return features.dtype == torch.float32
+
+
+__all__ = ["Folded", "RectifiedConv", "fold_batch_norms", "restore"]

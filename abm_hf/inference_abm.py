@@ -11,6 +11,7 @@ and σ takes a sixth of the time of tanh. The factors are folded into what x is 
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -115,11 +116,15 @@ class Reader:
                 groups.append(group._replace(keys=group.keys[kept], values=group.values[kept], bias=group.bias[kept]))
         self.groups = groups
 
-    def step(self, tokens: Tensor, hidden: Tensor, coverage: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def step(
+        self, tokens: Tensor, hidden: Tensor, coverage: Tensor, alike: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Reads a token in each sequence.
 
         Args:
             tokens (N,), hidden (N, H), coverage (N, h, w): the state before them.
+            alike (N,): equal numbers for sequences known to have equal coverage, as the beams that continue the same
+                hypothesis have; what follows from the coverage alone is computed once for them.
 
         Returns:
             the state after them (N, H), the attention (N, h, w), and the output before its activation (N, E).
@@ -129,32 +134,45 @@ class Reader:
         between = _gru(weights.token_input[tokens], hidden @ weights.token, hidden)
         asked = torch.addmm(weights.between_bias, between, weights.between)
         query, recurrent = asked.split([len(weights.energy), 3 * size], dim=1)
-        context, attention = self._attend(query, coverage)
+        context, attention = self._attend(query, coverage, alike)
         read = context @ weights.context
         hidden = _gru(read[:, : 3 * size], recurrent, between)
         output = torch.addmm(weights.token_output[tokens], hidden, weights.hidden).add_(read[:, 3 * size :])
         return hidden, attention, output
 
-    def _attend(self, query: Tensor, coverage: Tensor) -> tuple[Tensor, Tensor]:
+    def _attend(self, query: Tensor, coverage: Tensor, alike: Tensor | None) -> tuple[Tensor, Tensor]:
         """Contexts (N, C) and attention maps (N, h, w)."""
-        kernel, energy = self.weights.kernel, self.weights.energy
         attention = torch.zeros_like(coverage)
-        margin = round(len(kernel) ** 0.5) // 2
+        margin = round(len(self.weights.kernel) ** 0.5) // 2
         padded = F.pad(coverage, (margin,) * 4)
         contexts = []
         start = 0
-        for keys, values, bias, height, width in self.groups:
-            rows = slice(start, start + len(keys) * self.copies)
+        for group in self.groups:
+            rows = slice(start, start + len(group.keys) * self.copies)
             start = rows.stop
-            count, positions = rows.stop - rows.start, height * width
-            patches = copy_patches(padded[rows], kernel.new_empty(count * positions, len(kernel)), height, width)
-            activation = (patches @ kernel).view(len(keys), self.copies, *keys.shape[1:])
-            activation.add_(keys[:, None]).view(count, *keys.shape[1:]).add_(query[rows, None]).sigmoid_()
-            energies = (activation.flatten(0, 2) @ energy).view(len(keys), self.copies, positions)
-            weighting = (energies + bias).softmax(-1)
-            contexts.append((weighting @ values).flatten(0, 1))
-            attention[rows, :height, :width] = weighting.view(count, height, width)
+            # One pass for both, and the product adds to it in place.
+            activation = group.keys[:, None] + query[rows].view(len(group.keys), self.copies, 1, -1)
+            self._add_coverage(activation.flatten(0, 2), padded[rows], group, None if alike is None else alike[rows])
+            energies = (activation.sigmoid_().flatten(0, 2) @ self.weights.energy).view(activation.shape[:3])
+            weighting = (energies + group.bias).softmax(-1)
+            contexts.append((weighting @ group.values).flatten(0, 1))
+            attention[rows, : group.height, : group.width] = weighting.view(-1, group.height, group.width)
         return torch.cat(contexts) if len(contexts) > 1 else contexts[0], attention
+
+    def _add_coverage(self, activation: Tensor, padded: Tensor, group: Group, alike: Tensor | None) -> None:
+        """Adds the convolution of the coverage, with its margin, to `activation` (n · h · w, D)."""
+        kernel = self.weights.kernel
+        shared = None
+        if alike is not None and kernel.device.type == "cpu":  # elsewhere not worth the wait
+            _, first, shared = np.unique(alike.numpy(), return_index=True, return_inverse=True)
+            padded, shared = (padded[first], shared) if len(first) < len(padded) else (padded, None)
+        patches = kernel.new_empty(len(padded) * group.height * group.width, len(kernel))
+        copy_patches(padded, patches, group.height, group.width)
+        if shared is None:
+            activation.addmm_(patches, kernel)
+        else:
+            distinct = (patches @ kernel).view(len(padded), -1)
+            activation.view(len(shared), -1).add_(distinct[torch.from_numpy(shared)])
 
 
 def _groups(memory: Memory, copies: int, dtype: torch.dtype) -> Iterable[Group]:

@@ -26,8 +26,8 @@ from transformers.utils import ModelOutput
 from .activation_abm import rectify
 from .configuration_abm import ABMConfig
 from .dense_block_abm import can_train, dense_block
-from .fusion_abm import Folded, fold_batch_norms, restore
-from .inference_abm import Reader, step_weights
+from .fusion_abm import Folded, RectifiedConv, fold_batch_norms, restore
+from .inference_abm import Reader, StepWeights, step_weights
 from .loss_abm import aligned_distillation, cross_entropy, reading_order, released_distillation
 from .recurrence_abm import Memory, Weights, run_recurrence
 
@@ -94,8 +94,8 @@ class ABMDenseLayer(nn.Module):
         # Several tensors where the encoder has them put together again for the gradient, instead of keeping that.
         together = torch.cat(features, dim=1) if len(features) > 1 else features[0]
         # Only the 3×3 convolution looks across positions, so only its input needs zeros where there is no picture.
-        new = rectify(self.norm1(self.conv1(together)), mask, self.dropout)
-        return rectify(self.norm2(self.conv2(new)), None, self.dropout)
+        new = _convolve(self.conv1, self.norm1, together, mask, self.dropout)
+        return _convolve(self.conv2, self.norm2, new, None, self.dropout)
 
 
 class ABMTransition(nn.Module):
@@ -108,7 +108,7 @@ class ABMTransition(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, mask: Tensor | None, features: Tensor) -> Tensor:
-        features = rectify(self.norm(self.conv(features)), mask, self.dropout)
+        features = _convolve(self.conv, self.norm, features, mask, self.dropout)
         pooled = F.avg_pool2d(features, 2, ceil_mode=True)
         if mask is None:
             return pooled
@@ -190,8 +190,11 @@ class ABMEncoder(nn.Module):
         if blanked is not None:
             pixel_values = pixel_values * blanked
             blanked = blanked[..., ::2, ::2]
-        features = _masked(self.stem(pixel_values), blanked).relu_()
-        features = F.max_pool2d(features if self.precision is None else features.to(self.precision), 2, ceil_mode=True)
+        # The rectifier and rounding keep the order of numbers, so that both can wait for a quarter of them.
+        features = F.max_pool2d(_masked(self.stem(pixel_values), blanked), 2, ceil_mode=True).relu_()
+        if self.precision is not None:
+            features = features.to(self.precision)
+            blanked = blanked.to(self.precision) if blanked is not None else None
         for index, block in enumerate(self.blocks):
             if index:
                 features = self._layer(self.transitions[index - 1], blanked, features)
@@ -303,6 +306,10 @@ class ABMCache:
         self.copies = len(hidden) // len(memory.keys)
         self.reader: Reader | None = None  # made by the first step without gradients
         self.rows: Tensor | None = None  # sequences that are still read, of all that there were; `None`: all
+        # For each sequence a number that it shares with those of equal coverage, where some are known to be equal.
+        self.alike: Tensor | None = (
+            torch.arange(len(hidden), device=hidden.device) // self.copies if self.copies > 1 else None
+        )
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens read so far."""
@@ -315,6 +322,7 @@ class ABMCache:
             beam_idx = there - there % self.copies + beam_idx[self.rows] % self.copies
         self.hidden = self.hidden.index_select(0, beam_idx)
         self.coverage = self.coverage.index_select(0, beam_idx)
+        self.alike = beam_idx
 
     def keep(self, images: Tensor) -> None:
         """Leave out the images for which `images` (B,) is `False`; B counts those left out before, too."""
@@ -324,6 +332,7 @@ class ABMCache:
             return
         self.reader.keep(kept[:: self.copies])
         self.hidden, self.coverage = self.hidden[kept], self.coverage[kept]
+        self.alike = self.alike[kept] if self.alike is not None else None
         self.rows = kept.nonzero()[:, 0] if self.rows is None else self.rows[kept]
 
 
@@ -332,6 +341,8 @@ class ABMDecoderBranch(nn.Module):
 
     # Whether steps without gradients are arranged for speed; `False` takes training's, to compare.
     arranged = True
+    # The weights of such steps, kept by `fuse`; otherwise each search arranges them anew, as they may have changed.
+    step_weights: StepWeights | None = None
 
     def __init__(self, config: ABMConfig):
         super().__init__()
@@ -378,7 +389,7 @@ class ABMDecoderBranch(nn.Module):
             hiddens, contexts, attentions, coverage = run_recurrence(
                 self.token_gru.input(embedded), state.hidden, state.coverage, state.memory, self._step_weights()
             )
-        state.hidden, state.coverage = hiddens[-1], coverage
+        state.hidden, state.coverage, state.alike = hiddens[-1], coverage, None
         state.length += tokens.shape[1]
         mixed = self.output_context(contexts) + self.output_hidden(hiddens)  # (T, N, E)
         mixed = mixed.transpose(0, 1) + self.output_embedding(embedded)
@@ -394,8 +405,8 @@ class ABMDecoderBranch(nn.Module):
             if state.reader is None:
                 state.reader = self._reader(state)
             for step in tokens.unbind(1):
-                state.hidden, attention, output = state.reader.step(step, state.hidden, state.coverage)
-                state.coverage = state.coverage + attention
+                state.hidden, attention, output = state.reader.step(step, state.hidden, state.coverage, state.alike)
+                state.coverage, state.alike = state.coverage + attention, None
                 attentions.append(attention)
                 outputs.append(output)
             state.length += tokens.shape[1]
@@ -407,15 +418,21 @@ class ABMDecoderBranch(nn.Module):
         return _among_all(logits, state.rows, count), _among_all(attention, state.rows, count)
 
     def _reader(self, state: ABMCache) -> Reader:
+        weights = self.step_weights
+        if weights is None or (weights.token.dtype, weights.token.device) != (state.hidden.dtype, state.hidden.device):
+            weights = self.arrange(state.hidden.dtype)
+        return Reader(weights, state.memory, state.copies)
+
+    def arrange(self, dtype: torch.dtype) -> StepWeights:
+        """The weights as steps without gradients take them."""
         embedding = self.embedding.weight
         output = self.output_embedding(embedding) + self.output_context.bias + self.output_hidden.bias
-        weights = step_weights(
+        return step_weights(
             self._step_weights(),
             tokens=(self.token_gru.input(embedding), output),
             outputs=(self.output_context.weight, self.output_hidden.weight),
-            dtype=state.hidden.dtype,
+            dtype=dtype,
         )
-        return Reader(weights, state.memory, state.copies)
 
     def _step_weights(self) -> Weights:
         return Weights(
@@ -492,9 +509,10 @@ class ABMForConditionalGeneration(ABMPreTrainedModel, GenerationMixin):
         return self.encoder
 
     def fuse(self, dtype: torch.dtype | None = None) -> "ABMForConditionalGeneration":
-        """Prepares the encoder for fast inference: batch norms folded into convolutions, weights channels last.
+        """Prepares for fast inference: batch norms folded into convolutions, weights laid out and arranged once.
 
-        The features stay the same within 1e-5. A fused model can neither be trained nor saved until [`unfuse`].
+        The features stay the same within 1e-5. A fused model can neither be trained nor saved until [`unfuse`], and
+        its weights must not be changed.
 
         Args:
             dtype (`torch.dtype`, *optional*): precision in which the encoder computes, such as `torch.bfloat16`, which
@@ -513,12 +531,18 @@ class ABMForConditionalGeneration(ABMPreTrainedModel, GenerationMixin):
         stem = self.encoder.stem.weight
         stem.data = stem.data.contiguous(memory_format=torch.channels_last)
         self.encoder.precision = dtype
+        with torch.no_grad():
+            for direction in self.branches:
+                branch = self._branch(direction)
+                branch.step_weights = branch.arrange(torch.float32)
         return self
 
     def unfuse(self) -> "ABMForConditionalGeneration":
         """Undoes [`fuse`]: weights and statistics are what they were before it, bit for bit."""
         restore(self._folded)
         self._folded, self.encoder.precision = [], None
+        for direction in self.branches:
+            self._branch(direction).step_weights = None
         self.encoder.stem.weight.data = self.encoder.stem.weight.data.contiguous()
         return self
 
@@ -715,6 +739,16 @@ def _without_statistics(layer: nn.Module) -> Iterator[None]:
     finally:
         for norm, (momentum, count) in zip(norms, kept, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, count
+
+
+def _convolve(conv: nn.Module, norm: nn.Module, features: Tensor, mask: Tensor | None, dropout: nn.Dropout) -> Tensor:
+    """Convolution, batch norm, rectifier, zeros beyond the picture, dropout."""
+    if not isinstance(conv, RectifiedConv):
+        return rectify(norm(conv(features)), mask, dropout)
+    rectified = conv(features)  # the batch norm is in it
+    if mask is None:
+        return rectified
+    return rectified * mask if torch.is_grad_enabled() else rectified.mul_(mask)
 
 
 def _masked(features: Tensor, mask: Tensor | None) -> Tensor:
