@@ -68,6 +68,7 @@ def step_weights(
     tokens: tuple[Tensor, Tensor],
     outputs: tuple[Tensor, Tensor],
     dtype: torch.dtype,
+    product_dtype: torch.dtype | None = None,
 ) -> StepWeights:
     """Arranges a branch's weights.
 
@@ -76,6 +77,7 @@ def step_weights(
         tokens: `token_input` and `token_output`.
         outputs: weights by which the context, (E, C), and the state, (E, H), enter the output.
         dtype: precision of the steps.
+        product_dtype: precision of the coverage's convolution, most of a step's work; `dtype` by default.
     """
     bias = torch.cat([weights.context_bias.new_zeros(len(weights.query)), weights.context_bias])
     arranged = StepWeights(
@@ -88,7 +90,8 @@ def step_weights(
         context=torch.cat([weights.context_input, outputs[0]]).T,
         hidden=outputs[1].T,
     )
-    return StepWeights(*(tensor.to(dtype) for tensor in arranged))
+    arranged = StepWeights(*(tensor.to(dtype) for tensor in arranged))
+    return arranged._replace(kernel=arranged.kernel.to(product_dtype or dtype))
 
 
 class Reader:
@@ -104,7 +107,7 @@ class Reader:
         self.weights = weights
         self.grid = tuple(memory.mask.shape[1:])
         self.copies = copies
-        self.groups = list(_groups(memory, copies, weights.kernel.dtype))
+        self.groups = list(_groups(memory, copies, weights.energy.dtype))
 
     def keep(self, pictures: Tensor) -> None:
         """Leaves out the pictures for which `pictures` (B,) is `False`."""
@@ -168,11 +171,11 @@ class Reader:
             padded, shared = (padded[first], shared) if len(first) < len(padded) else (padded, None)
         patches = kernel.new_empty(len(padded) * group.height * group.width, len(kernel))
         copy_patches(padded, patches, group.height, group.width)
-        if shared is None:
+        if shared is None and kernel.dtype == activation.dtype:
             activation.addmm_(patches, kernel)
-        else:
-            distinct = (patches @ kernel).view(len(padded), -1)
-            activation.view(len(shared), -1).add_(distinct[torch.from_numpy(shared)])
+            return
+        around = (patches @ kernel).view(len(padded), -1)
+        activation.view(-1, around.shape[1]).add_(around if shared is None else around[torch.from_numpy(shared)])
 
 
 def _groups(memory: Memory, copies: int, dtype: torch.dtype) -> Iterable[Group]:

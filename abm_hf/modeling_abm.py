@@ -423,8 +423,8 @@ class ABMDecoderBranch(nn.Module):
             weights = self.arrange(state.hidden.dtype)
         return Reader(weights, state.memory, state.copies)
 
-    def arrange(self, dtype: torch.dtype) -> StepWeights:
-        """The weights as steps without gradients take them."""
+    def arrange(self, dtype: torch.dtype, product_dtype: torch.dtype | None = None) -> StepWeights:
+        """The weights as steps without gradients take them; the precisions are [`step_weights`]'."""
         embedding = self.embedding.weight
         output = self.output_embedding(embedding) + self.output_context.bias + self.output_hidden.bias
         return step_weights(
@@ -432,6 +432,7 @@ class ABMDecoderBranch(nn.Module):
             tokens=(self.token_gru.input(embedding), output),
             outputs=(self.output_context.weight, self.output_hidden.weight),
             dtype=dtype,
+            product_dtype=product_dtype,
         )
 
     def _step_weights(self) -> Weights:
@@ -516,7 +517,8 @@ class ABMForConditionalGeneration(ABMPreTrainedModel, GenerationMixin):
 
         Args:
             dtype (`torch.dtype`, *optional*): precision in which the encoder computes, such as `torch.bfloat16`, which
-                halves its time on processors that have it; the weights' own by default. The decoder keeps its own.
+                halves its time on processors that have it; the weights' own by default. The decoder keeps its own but
+                for one product, the coverage's convolution.
 
         Returns:
             the model itself.
@@ -534,7 +536,7 @@ class ABMForConditionalGeneration(ABMPreTrainedModel, GenerationMixin):
         with torch.no_grad():
             for direction in self.branches:
                 branch = self._branch(direction)
-                branch.step_weights = branch.arrange(torch.float32)
+                branch.step_weights = branch.arrange(torch.float32, dtype)
         return self
 
     def unfuse(self) -> "ABMForConditionalGeneration":

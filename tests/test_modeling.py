@@ -298,12 +298,15 @@ def test_fused_model_equals_the_plain_one(tiny_config: ABMConfig) -> None:
     with torch.no_grad():
         plain = model.encoder(values, mask)
         ids = model.generate(pixel_values=values, pixel_mask=mask, max_length=20)
+        logits = model(encoder_outputs=plain, decoder_input_ids=ids).logits[..., :113]
         fused = model.fuse().encoder(values, mask)
         assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.encoder.modules())
         scale = float(plain.last_hidden_state.abs().max())
         torch.testing.assert_close(fused.last_hidden_state, plain.last_hidden_state, atol=1e-5 * scale, rtol=0)
         assert torch.equal(model.generate(pixel_values=values, pixel_mask=mask, max_length=20), ids)
         rough = model.fuse(torch.bfloat16).encoder(values, mask).last_hidden_state
+        rough_logits = model(encoder_outputs=plain, decoder_input_ids=ids).logits[..., :113]
+    assert 0 < (rough_logits - logits).abs().max() < 0.05 * logits.abs().max(), "one product of a step is in bfloat16"
     assert rough.dtype == model.dtype == torch.float32
     error = (rough - plain.last_hidden_state).abs().max() / scale
     assert 1e-5 < error < 0.05, "bfloat16 has eight bits"
