@@ -7,7 +7,7 @@ any number of processes.
 
 import json
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,7 @@ def evaluate_checkpoint(arguments: EvaluationArguments) -> dict[str, Any]:
         items = items.subset(range(min(arguments.max_items, len(items))))
     model, processor = load_checkpoint(path, accelerator.device)
     _check_directions(arguments, path, model)
+    arguments = _with_the_checkpoints_own(arguments, model)
     described = {**asdict(arguments), "model": path, "weights": weights_fingerprint(model)}
     described["items"] = items.fingerprint()
     model.fuse(encoder_dtype(arguments.precision, accelerator.device))
@@ -116,6 +117,19 @@ def _check_directions(arguments: EvaluationArguments, path: str, model: ABMForCo
         raise ArgumentError(f"{path} reads {model.config.directions[0]} only, not {arguments.direction}")
     if arguments.two_way and len(model.branches) < 2:
         raise ArgumentError(f"{path} has one direction, {model.config.directions[0]}: two_way needs a model with two")
+
+
+def _with_the_checkpoints_own(
+    arguments: EvaluationArguments, model: ABMForConditionalGeneration
+) -> EvaluationArguments:
+    """The arguments with what the checkpoint decides written out, so that results say how they were measured."""
+    settings = model.generation_config
+    weight, scales = arguments.two_way_weight, arguments.scales
+    return replace(
+        arguments,
+        two_way_weight=getattr(settings, "two_way_weight", 0.5) if weight is None and arguments.two_way else weight,
+        scales=list(getattr(settings, "reading_scales", [1.0])) if scales is None else scales,
+    )
 
 
 def _read(

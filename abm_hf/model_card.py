@@ -163,7 +163,10 @@ def _evaluations(result: dict[str, Any]) -> list[EvalResult]:
 
 def _decoding(result: dict[str, Any]) -> str:
     search = "greedy" if result["beams"] == 1 else f"beam {result['beams']}"
-    return f"{'two-way' if result.get('two_way') else 'L2R'}, {search}" + ("" if result["grammar"] else ", no grammar")
+    direction = "two-way" if result.get("two_way") else result.get("direction", "l2r").upper()
+    scales = result.get("scales") or [1.0]
+    sizes = "" if scales == [1.0] else f", at {' and '.join(f'{scale:g}' for scale in scales)} of the size"
+    return f"{direction}, {search}{sizes}" + ("" if result["grammar"] else ", no grammar")
 
 
 def _table(results: Sequence[dict[str, Any]]) -> str:

@@ -138,7 +138,7 @@ def test_what_cannot_be_evaluated_is_refused_before_any_work(arguments: Evaluati
 def a_result(**more: Any) -> dict[str, Any]:
     """As `results.json` holds it."""
     shared: dict[str, Any] = {"model": "small", "data": "synthetic", "split": "test", "beams": 1, "grammar": True}
-    shared |= {"two_way": False, "evaluator": "e", "convention": "abm", "count": 3}
+    shared |= {"two_way": False, "scales": [1.15], "evaluator": "e", "convention": "abm", "count": 3}
     shared |= {"intervals": {name: [10.0, 90.0] for name in _RATES}, **dict.fromkeys(_RATES, 50.0)}
     return {**shared, **more}
 
@@ -151,6 +151,7 @@ def test_the_report_tells_what_went_wrong_and_escapes_what_it_shows() -> None:
     ]
     images = [np.zeros((20, 30 + number), np.uint8) for number in range(4)]
     report = build_report(rows, images, a_result(split="<b>test</b>"))
+    assert "at 1.15 of the size" in report
     assert "5 in all: 3 tokens taken for others, 2 left out, 0 invented." in report
     assert re.search(r"<td><code>&lt;</code></td><td><code>y</code></td><td class=\"number\">1</td>", report)
     assert not re.search(r"<script|<img src=x|<b>test</b>|</table>\s*</code>", report)
