@@ -127,6 +127,8 @@ class Slopes(NamedTuple):
     context_recurrent: Tensor  # (T, N, 3H)
 
 
+# Left to itself by torch.compile: its gradient is written by hand, into buffers that a graph's tracer cannot follow.
+@torch.compiler.disable
 def run_recurrence(
     projected: Tensor, hidden: Tensor, coverage: Tensor, memory: Memory, weights: Weights
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
