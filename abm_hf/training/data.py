@@ -1,6 +1,9 @@
 """From items to batches: pictures varied and scaled as planned, and the loader."""
 
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -139,11 +142,24 @@ def _start_worker(_: int) -> None:
     # One thread each: the workers' own parallelism is their number.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    # What is sent to the whole group (Ctrl-C, a cluster's manager) is the main process's affair, which still needs
-    # batches to come to a step's end; a second signal ends a worker, as the loader expects.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _heed_the_next)
+    _obey_parent_alone()
 
 
-def _heed_the_next(number: int, _: object) -> None:
-    signal.signal(number, signal.SIG_DFL)
+def _obey_parent_alone() -> None:
+    """Leaves signals to the main process, but for those that it sends itself to end this one.
+
+    What is sent to a whole group or job (Ctrl-C, a cluster's manager) makes the main process stop in order, for which
+    it still needs its workers. Without `sigwaitinfo` (macOS, Windows) they end at once, and the run with an error.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None or parent.pid is None or not hasattr(signal, "sigwaitinfo"):
+        return
+    signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    threading.Thread(target=_await_parent, args=(signals, parent.pid), daemon=True).start()
+
+
+def _await_parent(signals: set[signal.Signals], parent: int) -> None:
+    while signal.sigwaitinfo(signals).si_pid != parent:
+        pass
+    os._exit(0)
