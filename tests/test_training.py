@@ -200,10 +200,18 @@ def test_a_signal_to_the_whole_group_saves_as_well(data: Path, tmp_path: Path) -
 
 
 def test_a_run_that_fails_takes_its_workers_along(data: Path, tmp_path: Path) -> None:
-    line = options(data, tmp_path / "run", "--num_workers", "2", "--save_steps", "1", "--eval_steps", "0")
-    command = ["bash", "-c", 'ulimit -f 30; exec "$0" "$@"', sys.executable, str(TRAIN), *line]  # files of 30 KB
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 2 and "cannot write the checkpoint of step 1" in done.stderr
+    failing = """if True:
+        import sys
+        import abm_hf.training.loop as loop
+        from training_runs import arguments
+        loop.training_step = None
+        loop.train(arguments(*sys.argv[1:], "--num_workers", "2"))
+    """
+    command = [sys.executable, "-c", failing, str(data), str(tmp_path / "run")]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent, env=environment(), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 1 and "'NoneType' object is not callable" in done.stderr
 
 
 def test_workers_do_not_change_the_numbers(data: Path, tmp_path: Path, uninterrupted: Path) -> None:
