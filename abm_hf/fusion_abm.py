@@ -73,13 +73,22 @@ def restore(replaced: list[Folded]) -> None:
 
 
 @torch.no_grad()
-def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> RectifiedConv:
+def folded_weights(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight (O, I, k, k) and bias (O) of a convolution that does what `conv` and then `norm` do in evaluation.
+
+    In double precision: rounded, they then differ from the exact ones by that rounding alone.
+    """
     assert norm.running_mean is not None and norm.running_var is not None
-    # In double precision: the folded weights then differ from the exact ones by their own rounding alone.
     scale = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
     shift = norm.bias.double() - norm.running_mean.double() * scale
     if conv.bias is not None:
         shift = shift + conv.bias.double() * scale
+    return conv.weight.double() * scale[:, None, None, None], shift
+
+
+@torch.no_grad()
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> RectifiedConv:
+    weight, bias = folded_weights(conv, norm)
     folded = nn.utils.skip_init(
         RectifiedConv,
         conv.in_channels,
@@ -90,8 +99,8 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> RectifiedConv:
         device=conv.weight.device,
         dtype=conv.weight.dtype,
     )
-    folded.weight.copy_(conv.weight.double() * scale[:, None, None, None])
-    folded.bias.copy_(shift)
+    folded.weight.copy_(weight)
+    folded.bias.copy_(bias)
     return folded.to(memory_format=torch.channels_last).requires_grad_(False).eval()
 
 
@@ -110,4 +119,4 @@ def _packs(features: Tensor) -> bool:
     return features.dtype == torch.float32
 
 
-__all__ = ["Folded", "RectifiedConv", "fold_batch_norms", "restore"]
+__all__ = ["Folded", "RectifiedConv", "fold_batch_norms", "folded_weights", "restore"]

@@ -24,10 +24,12 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .activation_abm import rectify
+from .capabilities_abm import computes_in_bfloat16, multiplies_bytes
 from .configuration_abm import ABMConfig
 from .dense_block_abm import can_train, dense_block
 from .fusion_abm import Folded, RectifiedConv, fold_batch_norms, restore
 from .inference_abm import Reader, StepWeights, step_weights
+from .integer_encoder_abm import IntegerEncoder
 from .loss_abm import aligned_distillation, cross_entropy, reading_order, released_distillation
 from .recurrence_abm import Memory, Weights, run_recurrence
 
@@ -131,6 +133,7 @@ class ABMEncoder(nn.Module):
         super().__init__()
         self.mask_padding = config.mask_padding
         self.precision: torch.dtype | None = None  # of what follows the stem, where it is not the weights' own
+        self.integers: IntegerEncoder | None = None  # what stands for the layers on a CPU, without gradients
         self.stem = nn.Conv2d(config.num_channels, config.stem_channels, 7, stride=2, padding=3, bias=False)
         self.blocks = nn.ModuleList()
         self.transitions = nn.ModuleList()
@@ -162,13 +165,16 @@ class ABMEncoder(nn.Module):
             and self.mask_padding
             and pixel_mask is not None
             and len(pixel_values) > 1
-            and pixel_values.device.type == "cpu"
-            and not (
-                self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
-            )
+            and self._only_reads(pixel_values)
         ):
             return self._encode_by_size(pixel_values, pixel_mask)
         return self._encode(pixel_values, pixel_mask)
+
+    def _only_reads(self, pixel_values: Tensor) -> bool:
+        """Whether this is inference on a CPU, and not the making of a graph."""
+        if self.training or torch.is_grad_enabled() or pixel_values.device.type != "cpu":
+            return False
+        return not (torch.compiler.is_compiling() or torch.jit.is_tracing())
 
     def _encode_by_size(self, pixel_values: Tensor, pixel_mask: Tensor) -> ABMEncoderOutput:
         features = mask = None
@@ -186,8 +192,27 @@ class ABMEncoder(nn.Module):
 
     def _encode(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> ABMEncoderOutput:
         mask = _first_masked_level(pixel_mask)
-        blanked = mask.to(pixel_values.dtype)[:, None] if mask is not None and self.mask_padding else None
+        blanked = mask[:, None] if mask is not None and self.mask_padding else None
+        if self.integers is not None and self._only_reads(pixel_values):
+            features = self.integers(pixel_values, None if blanked is None else blanked != 0)
+        else:
+            features = self._features(pixel_values, blanked)
+        stride = 2 ** (1 + len(self.blocks))
+        height, width = features.shape[-2:]
+        encoder_mask = (
+            mask[:, ::stride, ::stride].bool()
+            if mask is not None
+            else torch.ones(len(features), height, width, dtype=torch.bool, device=features.device)
+        )
+        return ABMEncoderOutput(
+            last_hidden_state=features.flatten(2).transpose(1, 2),  # (B, L, C)
+            encoder_mask=encoder_mask,
+        )
+
+    def _features(self, pixel_values: Tensor, blanked: Tensor | None) -> Tensor:
+        """Features (B, C, h, w) of pictures, zero where `blanked` (B, 1, H, W) is."""
         if blanked is not None:
+            blanked = blanked.to(pixel_values.dtype)
             pixel_values = pixel_values * blanked
             blanked = blanked[..., ::2, ::2]
         # The rectifier and rounding keep the order of numbers, so that both can wait for a quarter of them.
@@ -200,19 +225,7 @@ class ABMEncoder(nn.Module):
                 features = self._layer(self.transitions[index - 1], blanked, features)
             blanked = blanked[..., ::2, ::2] if blanked is not None else None
             features = self._dense_block(block, features, blanked)
-        if self.precision is not None:
-            features = features.to(self.stem.weight.dtype)
-        stride = 2 ** (1 + len(self.blocks))
-        height, width = features.shape[-2:]
-        encoder_mask = (
-            mask[:, ::stride, ::stride].bool()
-            if mask is not None
-            else torch.ones(len(features), height, width, dtype=torch.bool, device=features.device)
-        )
-        return ABMEncoderOutput(
-            last_hidden_state=features.flatten(2).transpose(1, 2),  # (B, L, C)
-            encoder_mask=encoder_mask,
-        )
+        return features.to(self.stem.weight.dtype) if self.precision is not None else features
 
     def _dense_block(self, block: nn.Module, features: Tensor, mask: Tensor | None) -> Tensor:
         """Features (B, C, h, w) with the channels of all layers of `block` appended."""
@@ -512,23 +525,31 @@ class ABMForConditionalGeneration(ABMPreTrainedModel, GenerationMixin):
     def fuse(self, dtype: torch.dtype | None = None) -> "ABMForConditionalGeneration":
         """Prepares for fast inference: batch norms folded into convolutions, weights laid out and arranged once.
 
-        The features stay the same within 1e-5. A fused model can neither be trained nor saved until [`unfuse`], and
-        its weights must not be changed.
+        The features stay the same within 1e-5 where `dtype` is left out. A fused model can neither be trained nor
+        saved until [`unfuse`], and its weights must not be changed.
 
         Args:
-            dtype (`torch.dtype`, *optional*): precision in which the encoder computes, such as `torch.bfloat16`, which
-                halves its time on processors that have it; the weights' own by default. The decoder keeps its own but
-                for one product, the coverage's convolution.
+            dtype (`torch.dtype`, *optional*): precision in which the encoder computes, on processors that have it:
+                `torch.bfloat16` halves its time, `torch.int8` halves it again (see [`IntegerEncoder`]); the weights'
+                own by default. The decoder keeps its own but for one product, the coverage's convolution, which is in
+                bfloat16 then.
 
         Returns:
             the model itself.
 
         Raises:
             RuntimeError: in training mode.
+            ValueError: for 8 bits where the processor does not multiply them.
         """
         if self.training:
             raise RuntimeError("a model in training cannot be fused: call eval() first")
+        if dtype == torch.int8 and not multiplies_bytes(self.device):
+            raise ValueError(f"8-bit integers need a CPU with VNNI instructions; this is {self.device.type!r} without")
         self.unfuse()
+        product_dtype = dtype
+        if dtype == torch.int8:
+            self.encoder.integers = IntegerEncoder(self.encoder)
+            dtype, product_dtype = None, torch.bfloat16 if computes_in_bfloat16(self.device) else None
         self._folded = fold_batch_norms(self.encoder, dtype)
         stem = self.encoder.stem.weight
         stem.data = stem.data.contiguous(memory_format=torch.channels_last)
@@ -536,13 +557,13 @@ class ABMForConditionalGeneration(ABMPreTrainedModel, GenerationMixin):
         with torch.no_grad():
             for direction in self.branches:
                 branch = self._branch(direction)
-                branch.step_weights = branch.arrange(torch.float32, dtype)
+                branch.step_weights = branch.arrange(torch.float32, product_dtype)
         return self
 
     def unfuse(self) -> "ABMForConditionalGeneration":
         """Undoes [`fuse`]: weights and statistics are what they were before it, bit for bit."""
         restore(self._folded)
-        self._folded, self.encoder.precision = [], None
+        self._folded, self.encoder.precision, self.encoder.integers = [], None, None
         for direction in self.branches:
             self._branch(direction).step_weights = None
         self.encoder.stem.weight.data = self.encoder.stem.weight.data.contiguous()

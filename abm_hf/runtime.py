@@ -3,11 +3,13 @@
 import ctypes
 import os
 import sys
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
-Precision = Literal["auto", "float32", "bfloat16"]
+from .capabilities_abm import computes_in_bfloat16, multiplies_bytes
+
+Precision = Literal["auto", "float32", "bfloat16", "int8"]
 
 # glibc's numbers, see mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -34,22 +36,18 @@ def tune_process() -> None:
 
 
 def encoder_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """What to give to `ABMForConditionalGeneration.fuse`: `"auto"` is bfloat16 where the processor computes in it.
+    """What to give to `ABMForConditionalGeneration.fuse`; `None` is the weights' own precision.
+
+    Args:
+        precision: `"auto"` is the fastest that the processor computes in: int8, else bfloat16, else float32.
 
     Raises:
         ValueError: for an unknown precision.
     """
-    if precision not in ("auto", "float32", "bfloat16"):
-        raise ValueError(f"unknown precision {precision!r}: choose 'auto', 'float32' or 'bfloat16'")
+    if precision not in get_args(Precision):
+        names = ", ".join(repr(name) for name in get_args(Precision))
+        raise ValueError(f"unknown precision {precision!r}: choose one of {names}")
     if precision == "auto":
-        precision = "bfloat16" if _computes_in_bfloat16(device) else "float32"
-    return torch.bfloat16 if precision == "bfloat16" else None
-
-
-def _computes_in_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return False
-    capabilities = torch.cpu.get_capabilities()
-    return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+        precision = "bfloat16" if computes_in_bfloat16(device) else "float32"
+        precision = "int8" if multiplies_bytes(device) else precision
+    return {"int8": torch.int8, "bfloat16": torch.bfloat16}.get(precision)

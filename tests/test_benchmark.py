@@ -80,6 +80,17 @@ def test_precision() -> None:
     device = torch.device("cpu")
     assert encoder_dtype("float32", device) is None
     assert encoder_dtype("bfloat16", device) == torch.bfloat16
-    assert encoder_dtype("auto", device) in (None, torch.bfloat16)
-    with pytest.raises(ValueError, match="'auto', 'float32' or 'bfloat16'"):
+    assert encoder_dtype("int8", device) == torch.int8
+    with pytest.raises(ValueError, match="one of 'auto', 'float32', 'bfloat16', 'int8'"):
         encoder_dtype("half", device)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "names, dtype",
+    [((), None), (("avx2",), None), (("avx512_bf16",), torch.bfloat16), (("avx512_bf16", "avx512_vnni"), torch.int8)],
+)
+def test_auto_is_the_fastest_precision_there(
+    names: tuple[str, ...], dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: dict.fromkeys(names, True))
+    assert encoder_dtype("auto", torch.device("cpu")) == dtype

@@ -1,6 +1,8 @@
 """The model: parity with the released code, independence of padding, the fused coverage against a plain oracle."""
 
+import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from abm_hf import ABMConfig, ABMForConditionalGeneration
+from abm_hf.capabilities_abm import multiplies_bytes
 from abm_hf.conversion import convert_state_dict, read_state_dict
 from abm_hf.modeling_abm import ABMAttention
 from abm_hf.recurrence_abm import Memory, Weights, run_recurrence
@@ -312,11 +315,57 @@ def test_fused_model_equals_the_plain_one(tiny_config: ABMConfig) -> None:
     assert 1e-5 < error < 0.05, "bfloat16 has eight bits"
 
 
+needs_vnni = pytest.mark.skipif(not multiplies_bytes(torch.device("cpu")), reason="needs a processor with VNNI")
+
+
+@needs_vnni
+def test_an_encoder_in_bytes_is_close_to_the_plain_one(tiny_config: ABMConfig) -> None:
+    torch.manual_seed(0)
+    model = _as_if_trained(ABMForConditionalGeneration(tiny_config))
+    values, mask = _padded([torch.rand(40, 90), torch.rand(63, 30), torch.rand(50, 51)], (1, 20))
+    with torch.no_grad():
+        # Running statistics of these very pictures, which is what the ranges are taken from.
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0
+        model.train().encoder(values, mask)
+        plain = model.eval().encoder(values, mask)
+        rough = model.fuse(torch.int8).encoder(values, mask)
+        alone = model.encoder(values[1:2, :, :63, :30]).last_hidden_state
+        again = copy.deepcopy(model).encoder(values, mask).last_hidden_state
+        cache = pickle.loads(pickle.dumps(model)).encoder(values, mask).last_hidden_state
+    expected, got = plain.last_hidden_state, rough.last_hidden_state
+    assert torch.equal(plain.encoder_mask, rough.encoder_mask) and got.dtype == torch.float32
+    inside = plain.encoder_mask.flatten(1)
+    error = (got - expected)[inside].norm() / expected[inside].norm()
+    assert 1e-4 < error < 0.1, "random weights, random pictures; a wrong scale gives some 100 %"
+    assert torch.equal(again, got) and torch.equal(cache, got)
+    # A picture in a batch is read as it is alone, to the byte.
+    rows, columns = (-(-side // tiny_config.feature_stride) for side in (63, 30))
+    assert torch.equal(got.unflatten(1, plain.encoder_mask.shape[1:])[1, :rows, :columns].flatten(0, 1), alone[0])
+    # A graph and gradients are made of the plain layers.
+    with torch.enable_grad():
+        floats = model.encoder(values, mask).last_hidden_state.detach()
+    torch.testing.assert_close(floats[inside], expected[inside], atol=1e-5 * float(expected.abs().max()), rtol=0)
+    with torch.no_grad():
+        assert torch.equal(model.unfuse().encoder(values, mask).last_hidden_state, expected)
+
+
+def test_bytes_are_refused_where_the_processor_cannot(tiny_config: ABMConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
+    model = ABMForConditionalGeneration(tiny_config).eval()
+    with pytest.raises(ValueError, match="need a CPU with VNNI"):
+        model.fuse(torch.int8)
+    model.train()  # nothing has been fused
+
+
 def test_unfused_model_is_what_it_was(tiny_config: ABMConfig, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = _as_if_trained(ABMForConditionalGeneration(tiny_config))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.fuse().fuse(torch.bfloat16)
+    if multiplies_bytes(torch.device("cpu")):
+        model.fuse(torch.int8)
     for refused in (model.train, lambda: model.save_pretrained(tmp_path)):
         with pytest.raises(RuntimeError, match=r"call unfuse\(\) first"):
             refused()

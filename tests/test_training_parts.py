@@ -16,11 +16,13 @@ from training_runs import TINY, arguments, write_pictures
 from abm_hf import ABMConfig, ABMForConditionalGeneration, ABMTokenizer
 from abm_hf.data.collator import ABMCollator
 from abm_hf.metrics.expression_rate import expression_rate
-from abm_hf.training.arguments import ArgumentError, Arguments, parse_arguments
+from abm_hf.pretrained import checkpoint_path
+from abm_hf.training.arguments import ArgumentError, Arguments, ModelArguments, parse_arguments
 from abm_hf.training.data import VARIATIONS
 from abm_hf.training.evaluation import evaluation_batches, token_string
 from abm_hf.training.items import concatenate, hold_out, load_items, load_split
 from abm_hf.training.optimization import AveragedWeights, parameter_groups
+from abm_hf.training.run import build_model
 from abm_hf.training.schedule import Leg, Plateau, curriculum, extended, learning_rate
 from abm_hf.training.state import RunDirectory, RunDirectoryError
 from abm_hf.training.stopping import StopRequest
@@ -221,6 +223,21 @@ def test_biases_norms_and_embeddings_do_not_decay() -> None:
     assert decayed | free == set(names.values()) and not decayed & free
     assert all("norm" in name or "embedding.weight" in name or name.endswith("bias") for name in free)
     assert not any("norm" in name or name.endswith("bias") for name in decayed)
+
+
+def test_an_encoder_can_be_taken_over_under_fresh_decoders() -> None:
+    shipped = ABMForConditionalGeneration.from_pretrained(checkpoint_path("small"))
+    arguments = ModelArguments(
+        init_encoder_from="small", directions=["l2r"], model_overrides={"coverage_kernels": [11]}
+    )
+    torch.manual_seed(0)
+    model = build_model(arguments)
+    assert tuple(model.config.directions) == ("l2r",)
+    for name, value in model.encoder.state_dict().items():
+        assert torch.equal(value, shipped.encoder.state_dict()[name]), name
+    own, other = model.branches["l2r"].state_dict(), shipped.branches["l2r"].state_dict()
+    fresh = [name for name, value in own.items() if other[name].shape == value.shape and value.dim() > 1]
+    assert fresh and not any(torch.equal(own[name], other[name]) for name in fresh)
 
 
 def test_averaged_weights_follow_and_swap() -> None:

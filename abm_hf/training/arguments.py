@@ -99,6 +99,10 @@ class ModelArguments:
     init_from: str | None = field(
         default=None, metadata={"help": "Start from the weights of this checkpoint (directory or Hub id)."}
     )
+    init_encoder_from: str | None = field(
+        default=None,
+        metadata={"help": "Start from the encoder of this checkpoint, with fresh decoders: to compare these."},
+    )
     directions: list[str] = field(
         default_factory=lambda: ["l2r", "r2l"], metadata={"help": "Decoder branches: `l2r`, or `l2r r2l`."}
     )
@@ -118,6 +122,8 @@ class ModelArguments:
                 raise ArgumentError(f"model_overrides is not JSON: {error}") from error
         self.model_overrides = self.model_overrides or {}
         _check(isinstance(self.model_overrides, dict), "model_overrides", "a mapping", self.model_overrides)
+        if self.init_from is not None and self.init_encoder_from is not None:
+            raise ArgumentError("init_from and init_encoder_from exclude each other: the first has an encoder too")
         _check(self.preset in PRESETS, "preset", " or ".join(sorted(PRESETS)), self.preset)
         known = [entry.name for entry in dataclasses.fields(ABMConfig)]
         refuse_unknown(list(self.model_overrides), "model_overrides", known)
@@ -260,7 +266,8 @@ class Arguments:
         """
         if not self.optimization.extend:
             return set()
-        fixed = {"preset", "directions", "model_overrides", "init_from", "optimizer", "curriculum"}
+        fixed = {"preset", "directions", "model_overrides", "init_from", "init_encoder_from"}
+        fixed |= {"optimizer", "curriculum"}
         return set(self.hyper_parameters()) - fixed
 
     def as_dict(self) -> dict[str, Any]:

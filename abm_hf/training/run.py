@@ -154,19 +154,24 @@ def _length(arguments: Arguments) -> str:
 
 
 def build_model(arguments: ModelArguments) -> ABMForConditionalGeneration:
-    """The model that the arguments describe, with fresh weights or those of `init_from`.
+    """The model that the arguments describe, with fresh weights or those of `init_from` or `init_encoder_from`.
 
     Raises:
         ArgumentError: When there is no such model or checkpoint, or one does not fit the other.
     """
     fields = arguments.config_fields()
+    origin = arguments.init_from or arguments.init_encoder_from
     try:
         if arguments.init_from is not None:
             return ABMForConditionalGeneration.from_pretrained(checkpoint_path(arguments.init_from), **fields)
-        return ABMForConditionalGeneration(ABMConfig.preset(arguments.preset, **fields))
+        model = ABMForConditionalGeneration(ABMConfig.preset(arguments.preset, **fields))
+        if arguments.init_encoder_from is not None:
+            source = ABMForConditionalGeneration.from_pretrained(checkpoint_path(arguments.init_encoder_from))
+            model.encoder.load_state_dict(source.encoder.state_dict())
+        return model
     except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        what = "the model" if arguments.init_from is None else f"the model from {arguments.init_from}"
+        what = "the model" if origin is None else f"the model from {origin}"
         raise ArgumentError(f"cannot make {what}: {' '.join(lines[:2])}") from error
 
 
