@@ -29,6 +29,7 @@ from .pretrained import checkpoint_path
 from .reading_abm import read_formulas
 from .recognizing import IMAGE_SUFFIXES, iter_inputs
 from .runtime import Precision, encoder_dtype
+from .search_abm import find_hypotheses
 from .tokenization_abm import ABMTokenizer
 from .training.arguments import DataArguments, OptimizationArguments, parse_arguments
 from .training.data import VARIATIONS, PlannedDataset, make_loader
@@ -263,26 +264,40 @@ def _decode_in_turn(
     seconds = dict.fromkeys(decoders, 0.0)
     for start in range(0, len(samples), batch_size):
         for name, model in decoders.items():
-            seconds[name] += _decode(model, ordered[name][start : start + batch_size], beams, arguments)
+            seconds[name] += _decode(name, model, ordered[name][start : start + batch_size], beams, arguments)
     return seconds
 
 
 def _decode(
-    model: ABMForConditionalGeneration, batch: Sequence[Sample], beams: int, arguments: DecodeArguments
+    name: str,
+    model: ABMForConditionalGeneration,
+    batch: Sequence[Sample],
+    beams: int,
+    arguments: DecodeArguments,
 ) -> float:
+    """Seconds to read a batch, its size of picture not new to the process."""
     inputs = ABMCollator((32, 64))([{"image": sample.image} for sample in batch])
     tokenizer = ABMTokenizer()
+    values, mask = (inputs[part].to(model.device) for part in ("pixel_values", "pixel_mask"))
     options: dict[str, Any] = {"num_beams": beams, "max_length": arguments.max_length}
+    lengths = None
     if arguments.model in PRESETS:
         factor = _BEAM_STEPS if beams > 1 else 1.0
-        stop = StopAt([math.ceil(factor * sample.length) for sample in batch], tokenizer.eos_token_id)
-        grammar = LatexGrammarLogitsProcessor.from_tokenizer(tokenizer, max_length=arguments.max_length)
-        options |= {"logits_processor": [grammar, stop], "grammar": False}  # at its usual cost, but not the last word
+        lengths = [math.ceil(factor * sample.length) for sample in batch]
     with torch.inference_mode():
-        model.encoder(inputs["pixel_values"].to(model.device), inputs["pixel_mask"].to(model.device))
-    _wait(model.device)
-    began = time.perf_counter()
-    read_formulas(model, tokenizer, inputs["pixel_values"], inputs["pixel_mask"], **options)
+        model.encoder(values, mask)
+        _wait(model.device)
+        began = time.perf_counter()
+        if name == "plain":  # a processor makes it go through `generate`
+            grammar = LatexGrammarLogitsProcessor.from_tokenizer(tokenizer, max_length=arguments.max_length)
+            stop = [StopAt(lengths, tokenizer.eos_token_id)] if lengths is not None else []
+            read_formulas(model, tokenizer, values, mask, grammar=False, logits_processor=[grammar, *stop], **options)
+        elif lengths is None:
+            read_formulas(model, tokenizer, values, mask, **options)
+        else:
+            # The grammar at its usual cost, but without the last word.
+            encoded = model.encoder(values, mask)
+            find_hypotheses(model, encoded, "l2r", tokenizer=tokenizer, lengths=lengths, **options)
     _wait(model.device)
     return time.perf_counter() - began
 

@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 
 from .grammar_abm import NEVER, GrammarState, GrammarTables, tokenizer_grammar
 from .modeling_abm import ABMEncoderOutput, ABMForConditionalGeneration
+from .search_abm import find_hypotheses, stacked
 
 # A log-probability that nothing likely has, but finite; beam search gives the same to hypotheses that do not exist.
 _IMPOSSIBLE = -1e9
@@ -325,32 +326,23 @@ def n_best(
 
     Those that do not exist (there are fewer formulas than beams) have log-probabilities of minus infinity.
     """
-    processors = []
-    if tokenizer is not None:
-        processors.append(
-            LatexGrammarLogitsProcessor.from_tokenizer(tokenizer, direction=direction, max_length=max_length)
-        )
-    output = model.generate(
-        encoder_outputs=encoder_outputs,
-        decoder_direction=direction,
-        logits_processor=processors,
+    found = find_hypotheses(
+        model,
+        encoder_outputs,
+        direction,
         num_beams=num_beams,
-        num_return_sequences=num_beams,
-        length_penalty=length_penalty,
         max_length=max_length,
-        do_sample=False,
-        return_dict_in_generate=True,
-        output_scores=True,
+        tokenizer=tokenizer,
+        length_penalty=length_penalty,
     )
-    formulas, steps = formulas_of(output.sequences[:, 1:], direction, model.config, close=True)
+    written, log_probs, known = (
+        part.to(model.device) for part in stacked(found, num_beams, model.config.pad_token_id)
+    )
+    formulas, _ = formulas_of(written, direction, model.config, close=True)
     other = score_sequences(model, encoder_outputs, formulas, direction="r2l" if direction == "l2r" else "l2r").sum(1)
-    if num_beams == 1:  # greedy search keeps no score
-        own = score_sequences(model, encoder_outputs, formulas, direction=direction).sum(1)
-    else:
-        scores = output.sequences_scores
-        own = torch.where(exists(scores), scores * steps**length_penalty, float("-inf"))
+    own = log_probs.sum(1)
     totals = torch.stack([own, other] if direction == "l2r" else [other, own], dim=-1)
-    totals = totals.masked_fill(own[:, None] == float("-inf"), float("-inf"))
+    totals = totals.masked_fill(~known[:, None], float("-inf"))
     return formulas.unflatten(0, (-1, num_beams)), totals.unflatten(0, (-1, num_beams))
 
 

@@ -348,6 +348,16 @@ class ABMCache:
         self.alike = self.alike[kept] if self.alike is not None else None
         self.rows = kept.nonzero()[:, 0] if self.rows is None else self.rows[kept]
 
+    def keep_only(self, images: Tensor) -> None:
+        """As `keep`, and for good: from now on the state has these images alone."""
+        self.keep(images)
+        if self.reader is None:
+            rows = images.repeat_interleave(self.copies)
+            self.memory = Memory(*(part[images] for part in self.memory))
+            self.hidden, self.coverage = self.hidden[rows], self.coverage[rows]
+            self.alike = self.alike[rows] if self.alike is not None else None
+        self.rows = None
+
 
 class ABMDecoderBranch(nn.Module):
     """One direction: reads the tokens written so far and scores the next one."""

@@ -1,11 +1,14 @@
 """Greedy and beam search in NumPy, over any function that takes a step: what `generate` does, without torch.
 
+Both backends search with it (`search_abm`, `onnx_model`).
+
 Shapes: B pictures, K hypotheses of each, T tokens, V tokens that can be written. Ties are broken by order, so that a
 search gives the same answer each time.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -15,9 +18,28 @@ from .grammar_abm import NEVER, GrammarState, GrammarTables
 _IMPOSSIBLE = np.float32(-1e9)
 
 
+class SearchState(Protocol):
+    """What a branch carries from step to step, for B pictures with K hypotheses each."""
+
+    def __len__(self) -> int:
+        """B, pictures."""
+
+    def select(self, parents: np.ndarray) -> None:
+        """Each picture's hypotheses `parents` (B, K), in this order."""
+
+    def keep(self, pictures: np.ndarray) -> None:
+        """Only some pictures, given by index."""
+
+
+State = TypeVar("State", bound=SearchState)
+
+Step = Callable[[State, np.ndarray], np.ndarray]
+"""Reads tokens (B, K), advances the state, and returns log-probabilities (B, K, V) of the next ones."""
+
+
 @dataclass
 class StepState:
-    """What a branch carries from step to step.
+    """The state of a branch whose steps are a function of arrays.
 
     Args:
         keys (B, D, L), values (B, L, C), mask (B, h, w): of the pictures, the same at each step.
@@ -30,19 +52,16 @@ class StepState:
     hidden: np.ndarray
     coverage: np.ndarray
 
+    def __len__(self) -> int:
+        return len(self.hidden)
+
     def select(self, parents: np.ndarray) -> None:
-        """Each picture's hypotheses `parents` (B, K), in this order."""
         rows = np.arange(len(parents))[:, None]
         self.hidden, self.coverage = self.hidden[rows, parents], self.coverage[rows, parents]
 
     def keep(self, pictures: np.ndarray) -> None:
-        """Only some pictures, given by index or mask."""
         self.keys, self.values, self.mask = self.keys[pictures], self.values[pictures], self.mask[pictures]
         self.hidden, self.coverage = self.hidden[pictures], self.coverage[pictures]
-
-
-Step = Callable[[StepState, np.ndarray], np.ndarray]
-"""Reads tokens (B, K), advances the state, and returns log-probabilities (B, K, V) of the next ones."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +72,15 @@ class Task:
         start, stop: the tokens with which a sequence begins and ends.
         max_length: most tokens of a sequence, both included.
         grammar: what may be written; anything if `None`.
+        lengths: B numbers of tokens after the start at which a picture's hypotheses end, not before and not after: to
+            measure a branch that has not been trained.
     """
 
     start: int
     stop: int
     max_length: int
     grammar: GrammarTables | None
+    lengths: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,29 +92,37 @@ class Hypothesis:
 
 
 class _Constraint:
-    """The grammar's say about N sequences."""
+    """What N sequences may be continued with, as many for each picture."""
 
-    def __init__(self, task: Task, sequences: int):
+    def __init__(self, task: Task, pictures: int, beams: int = 1):
         self.task = task
-        self.state = GrammarState(task.grammar, sequences) if task.grammar is not None else None
+        self.state = GrammarState(task.grammar, pictures * beams) if task.grammar is not None else None
+        self.lengths = np.repeat(task.lengths, beams) if task.lengths is not None else None
 
     def apply(self, log_probs: np.ndarray, length: int) -> np.ndarray:
         """Log-probabilities (N, V) of the token after `length` ones, minus infinity where it must not stand."""
-        if self.state is None:
-            return log_probs
-        forbidden = self.state.forbidden(min(self.task.max_length - length, NEVER))[:, : log_probs.shape[1]]
-        return np.where(forbidden, np.float32(-np.inf), np.maximum(log_probs, _IMPOSSIBLE))
+        if self.state is not None:
+            forbidden = self.state.forbidden(min(self.task.max_length - length, NEVER))[:, : log_probs.shape[1]]
+            log_probs = np.where(forbidden, np.float32(-np.inf), np.maximum(log_probs, _IMPOSSIBLE))
+        if self.lengths is not None:
+            log_probs = log_probs.copy()
+            ending = length >= self.lengths
+            log_probs[ending] = -np.inf
+            log_probs[:, self.task.stop] = np.where(ending, 0, -np.inf)
+        return log_probs
 
     def follow(self, parents: np.ndarray, tokens: np.ndarray) -> None:
         """Sequence n becomes what sequence `parents[n]` was, and its token `tokens[n]`."""
         if self.state is not None:
             self.state.select(parents)
             self.state.read(tokens)
+        if self.lengths is not None:
+            self.lengths = self.lengths[parents]
 
 
-def greedy_search(step: Step, state: StepState, task: Task) -> list[list[Hypothesis]]:
+def greedy_search(step: Step[State], state: State, task: Task) -> list[list[Hypothesis]]:
     """The most probable token at each step; one hypothesis for each picture. `state` has one for each, too."""
-    pictures = np.arange(len(state.hidden))
+    pictures = np.arange(len(state))
     constraint = _Constraint(task, len(pictures))
     ids: list[list[int]] = [[] for _ in pictures]
     scores: list[list[float]] = [[] for _ in pictures]
@@ -152,7 +182,7 @@ class _Beams:
 
 
 def beam_search(
-    step: Step, state: StepState, task: Task, num_beams: int, length_penalty: float = 1.0
+    step: Step[State], state: State, task: Task, num_beams: int, length_penalty: float = 1.0
 ) -> list[list[Hypothesis]]:
     """For each picture up to `num_beams` ended hypotheses, the best by `log p / length ** length_penalty` first.
 
@@ -160,10 +190,10 @@ def beam_search(
     ended ones among the first K are kept, the best K others go on. A picture is finished, and leaves the batch, when
     its best hypothesis scores no better than all K that have ended. `state` has K hypotheses for each picture.
     """
-    results: list[list[Hypothesis]] = [[] for _ in range(len(state.hidden))]
+    results: list[list[Hypothesis]] = [[] for _ in range(len(state))]
     pictures = np.arange(len(results))
     beams = _Beams(len(results), num_beams, task.max_length)
-    constraint = _Constraint(task, len(results) * num_beams)
+    constraint = _Constraint(task, len(results), num_beams)
     tokens = np.full((len(results), num_beams), task.start)
     for position in range(task.max_length - 1):
         log_probs = step(state, tokens)  # (B, K, V)
@@ -208,7 +238,7 @@ def _advance(
     return parents, tokens
 
 
-def score_hypotheses(step: Step, state: StepState, read: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def score_hypotheses(step: Step[State], state: State, read: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Log-probabilities (B, K, T) of `targets` for a branch that reads `read`, both (B, K, T) and below V."""
     scored = []
     for position in range(read.shape[-1]):

@@ -12,6 +12,7 @@ from .generation_abm import LatexGrammarLogitsProcessor, exists, formulas_of, sc
 from .modeling_abm import ABMEncoderOutput, ABMForConditionalGeneration
 from .readings_abm import JUDGED, Reading, check_scales, distinct_readings, make_reading
 from .resizing_abm import resized
+from .search_abm import find_hypotheses, searches_plainly, stacked
 from .tokenization_abm import ABMTokenizer
 
 
@@ -172,11 +173,41 @@ def _search(
     grammar: bool,
     **generate_kwargs: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Hypotheses of one branch in the order of the formula.
+    """Hypotheses of one branch in the order of the formula, by `generate` where it is asked for more than the best.
 
     Returns:
         Their ids (N, T), which of them the search found (N,), and the log-probability of each id (N, T).
     """
+    if not generate_kwargs and searches_plainly(model.generation_config):
+        found = find_hypotheses(
+            model,
+            encoder_outputs,
+            direction,
+            num_beams=num_beams,
+            max_length=max_length,
+            tokenizer=tokenizer if grammar else None,
+        )
+        written, log_probs, known = stacked(found, top_k, model.config.pad_token_id)
+    else:
+        written, log_probs, known = _generate(
+            model, tokenizer, encoder_outputs, direction, num_beams, top_k, max_length, grammar, **generate_kwargs
+        )
+    formulas, steps = formulas_of(written, direction, model.config)
+    return formulas, known, _in_order_of_formula(log_probs, written, steps, direction, model.config)
+
+
+def _generate(
+    model: ABMForConditionalGeneration,
+    tokenizer: ABMTokenizer,
+    encoder_outputs: ABMEncoderOutput,
+    direction: str,
+    num_beams: int,
+    top_k: int,
+    max_length: int,
+    grammar: bool,
+    **generate_kwargs: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What [`stacked`] gives, from `generate`."""
     processors = generate_kwargs.pop("logits_processor", [])
     if grammar:
         automaton = LatexGrammarLogitsProcessor.from_tokenizer(tokenizer, direction=direction, max_length=max_length)
@@ -190,12 +221,10 @@ def _search(
         logits_processor=processors,
         **generate_kwargs | {"return_dict_in_generate": True, "output_scores": True, "output_logits": True},
     )
-    written = output.sequences[:, 1:]
-    formulas, steps = formulas_of(written, direction, model.config)
+    written = output.sequences[:, 1:].cpu()
     scores = output.get("sequences_scores")  # greedy search and sampling keep none
-    known = exists(scores) if scores is not None else torch.ones(len(formulas), dtype=torch.bool)
-    scored = _in_order_of_formula(_step_log_probs(output, written), written, steps, direction, model.config)
-    return formulas, known, scored
+    known = exists(scores.cpu()) if scores is not None else torch.ones(len(written), dtype=torch.bool)
+    return written, _step_log_probs(output, output.sequences[:, 1:]).cpu(), known
 
 
 def _step_log_probs(output: Any, written: Tensor) -> Tensor:

@@ -16,10 +16,16 @@ from transformers import TextIteratorStreamer
 
 from abm_hf.configuration_abm import ABMConfig
 from abm_hf.conversion import convert_state_dict, read_state_dict
+from abm_hf.data.collator import ABMCollator
 from abm_hf.data.latex import is_well_formed
-from abm_hf.generation_abm import score_sequences, two_way_generate, two_way_search
+from abm_hf.data.render import render_ink
+from abm_hf.data.synthetic import synthetic_ink
+from abm_hf.generation_abm import LatexGrammarLogitsProcessor, score_sequences, two_way_generate, two_way_search
 from abm_hf.inference_abm import Reader
 from abm_hf.modeling_abm import ABMCache, ABMForConditionalGeneration
+from abm_hf.pretrained import checkpoint_path
+from abm_hf.reading_abm import read_formulas
+from abm_hf.search_abm import find_hypotheses, searches_plainly, stacked
 from abm_hf.tokenization_abm import ABMTokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -454,3 +460,92 @@ def test_two_way_search_refuses_what_it_cannot_do(model: ABMForConditionalGenera
         two_way_search(model, **inputs, num_beams=2, num_return_sequences=5)
     with pytest.raises(ValueError, match="both branches"):
         two_way_search(tiny_model(directions=("l2r",)), **inputs)
+
+
+@pytest.fixture(scope="module")
+def trained() -> ABMForConditionalGeneration:
+    """The packaged checkpoint, which ends its formulas by itself."""
+    return ABMForConditionalGeneration.from_pretrained(checkpoint_path()).eval()
+
+
+@pytest.fixture(scope="module")
+def formulas() -> dict[str, Tensor]:
+    inks = [synthetic_ink(seed, max_tokens=count) for seed, count in ((1, 3), (2, 9), (3, 16))]
+    batch = ABMCollator((32, 64))([{"image": render_ink(ink)} for ink in inks])
+    return {name: batch[name] for name in ("pixel_values", "pixel_mask")}
+
+
+@pytest.mark.parametrize("grammar", [None, ABMTokenizer()], ids=["anything", "grammar"])
+@pytest.mark.parametrize("direction", ["l2r", "r2l"])
+@pytest.mark.parametrize("num_beams, arranged", [(1, True), (4, True), (4, False)])
+def test_the_search_finds_what_generate_finds(
+    trained: ABMForConditionalGeneration,
+    formulas: dict[str, Tensor],
+    num_beams: int,
+    arranged: bool,
+    direction: str,
+    grammar: ABMTokenizer | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With steps of inference and with those of training, in which pictures are left out differently."""
+    monkeypatch.setattr(trained.branches[direction], "arranged", arranged)
+    with torch.no_grad():
+        encoded = trained.encoder(**formulas)
+    options = {"num_beams": num_beams, "max_length": 40}
+    found = find_hypotheses(trained, encoded, direction, tokenizer=grammar, **options)
+    processors = []
+    if grammar is not None:
+        processors = [LatexGrammarLogitsProcessor.from_tokenizer(grammar, direction=direction, max_length=40)]
+    output = trained.generate(
+        encoder_outputs=encoded,
+        decoder_direction=direction,
+        num_return_sequences=num_beams,
+        logits_processor=processors,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **options,
+    )
+    ids, log_probs, known = stacked(found, num_beams, PAD)
+    expected = output.sequences[:, 1:]
+    assert known.all() and torch.equal(ids, expected)
+    assert len({len(row[0].ids) for row in found}) == len(found), "they end at different times"
+    if num_beams > 1:
+        means = log_probs.sum(1) / (ids != PAD).sum(1)
+        torch.testing.assert_close(means, output.sequences_scores, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("direction, num_beams", [("l2r", 1), ("r2l", 4)])
+def test_reading_is_the_same_through_generate(
+    trained: ABMForConditionalGeneration, formulas: dict[str, Tensor], direction: str, num_beams: int
+) -> None:
+    options = {"num_beams": num_beams, "top_k": num_beams, "max_length": 40, "direction": direction}
+    ours = read_formulas(trained, ABMTokenizer(), **formulas, **options)
+    theirs = read_formulas(trained, ABMTokenizer(), **formulas, **options, logits_processor=[])
+    for own, other in zip(ours, theirs, strict=True):
+        assert [reading.latex for reading in own] == [reading.latex for reading in other]
+        for a, b in zip(own, other, strict=True):
+            assert a.score == pytest.approx(b.score, abs=1e-4)
+            assert a.token_scores == pytest.approx(b.token_scores, abs=1e-4)
+
+
+def test_a_generation_config_that_searches_otherwise_is_followed(
+    trained: ABMForConditionalGeneration, formulas: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert searches_plainly(trained.generation_config)
+    assert searches_plainly(ABMForConditionalGeneration(trained.config).generation_config)
+    usual = read_formulas(trained, ABMTokenizer(), **formulas, num_beams=4)
+    first = usual[2][0].tokens[0]
+    monkeypatch.setattr(trained.generation_config, "suppress_tokens", ABMTokenizer().convert_tokens_to_ids([first]))
+    assert not searches_plainly(trained.generation_config)
+    other = read_formulas(trained, ABMTokenizer(), **formulas, num_beams=4)
+    assert first not in other[2][0].tokens
+
+
+@pytest.mark.parametrize("num_beams", [1, 5])
+def test_hypotheses_of_given_lengths(lively: ABMForConditionalGeneration, num_beams: int) -> None:
+    with torch.no_grad():
+        encoded = lively.encoder(**pictures((32, 48), (48, 32), (64, 64)))
+    lengths = [7, 1, 12]
+    options = {"num_beams": num_beams, "max_length": 40, "tokenizer": ABMTokenizer(), "lengths": lengths}
+    found = find_hypotheses(lively, encoded, "l2r", **options)
+    assert [{len(hypothesis.ids) for hypothesis in row} for row in found] == [{length} for length in lengths]
