@@ -442,7 +442,10 @@ class ABMDecoderBranch(nn.Module):
 
     def _reader(self, state: ABMCache) -> Reader:
         weights = self.step_weights
-        if weights is None or (weights.token.dtype, weights.token.device) != (state.hidden.dtype, state.hidden.device):
+        if weights is None or (weights.energy.dtype, weights.energy.device) != (
+            state.hidden.dtype,
+            state.hidden.device,
+        ):
             weights = self.arrange(state.hidden.dtype)
         return Reader(weights, state.memory, state.copies)
 
