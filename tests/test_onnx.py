@@ -13,6 +13,7 @@ import pytest
 import abm_hf
 from abm_hf import ABMOnnxModel, Ink, Recognition, Recognizer
 from abm_hf.cli import main
+from abm_hf.commands.loading import reads_with_onnx
 from abm_hf.data.offline import read_offline
 from abm_hf.data.synthetic import synthetic_ink
 from abm_hf.export.cache import exported_folder
@@ -155,6 +156,43 @@ def test_a_checkpoint_is_exported_once(
     (changed / "config.json").write_text((changed / "config.json").read_text() + " ")
     assert exported_folder(changed) != first
     assert exported_folder(exported) == exported
+
+
+@pytest.mark.parametrize(
+    "options, there, backend",
+    [
+        ("", True, "onnx"),
+        ("", False, "torch"),
+        ("--device cpu", True, "torch"),
+        ("--precision auto", True, "torch"),
+        ("--backend torch", True, "torch"),
+    ],
+)
+def test_the_command_takes_the_export_that_is_there(
+    options: str,
+    there: bool,
+    backend: str,
+    exported: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ABM_HF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("abm_hf.commands.loading.shutil.which", lambda name: None)
+    loaded = []
+    for name in ("onnx", "torch"):
+        function = {"onnx": "load_onnx_model", "torch": "load_recognizer"}[name]
+        monkeypatch.setattr(f"abm_hf.commands.recognize.{function}", lambda *_, name=name: loaded.append(name))
+    monkeypatch.setattr("abm_hf.export.onnx.export_onnx", lambda model, folder: shutil.copytree(exported, folder))
+    if there:
+        exported_folder(tiny_checkpoint)
+    assert main(["recognize", "examples", "--model", str(tiny_checkpoint), *options.split()]) == 2
+    assert loaded == [backend]
+
+
+@pytest.mark.parametrize("model", ["me/hub-id", "/no/such/folder"])
+def test_what_is_no_checkpoint_here_is_left_to_torch(model: str) -> None:
+    assert not reads_with_onnx(model)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "no encoder", "no step", "no config", "no tokenizer", "nothing"])

@@ -43,6 +43,21 @@ def exported_folder(model: str | Path | None = None) -> Path:
     return exported
 
 
+def ready_export(model: str | Path | None = None) -> Path | None:
+    """What [`exported_folder`] would give at once: nothing is exported or downloaded for it.
+
+    Raises:
+        CheckpointError: if there is no such model.
+    """
+    folder = Path(checkpoint_path(model))
+    if (folder / ENCODER_FILE).is_file():
+        return folder
+    if not any(folder.glob("*.safetensors")):
+        return None  # a Hub id
+    exported = cache_folder() / _fingerprint(folder)
+    return exported if (exported / EXPORT_FILE).is_file() else None
+
+
 def cache_folder() -> Path:
     """Where exports are kept: `$ABM_HF_CACHE`, or `abm_hf/onnx` in the user's cache folder."""
     if named := os.environ.get("ABM_HF_CACHE"):
