@@ -17,7 +17,7 @@ from .export.files import ENCODER_FILE, step_file
 from .field_form_abm import to_field_form
 from .grammar_abm import tokenizer_grammar
 from .image_reading_abm import ImageInputError, read_picture
-from .numpy_search import Hypothesis, StepState, Task, beam_search, greedy_search, score_hypotheses
+from .numpy_search_abm import Hypothesis, StepState, Task, beam_search, greedy_search, score_hypotheses
 from .pretrained import CheckpointError
 from .readings_abm import JUDGED, Reading, check_scales, distinct_readings, make_reading
 from .recognizing import BaseRecognizer, Recognition, pad_pictures, resize_picture

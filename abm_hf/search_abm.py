@@ -1,7 +1,7 @@
 """What a branch finds on pictures: the search of `generate`, with less between the steps.
 
 For beam search `generate` goes through a hundred small tensor operations between two steps, which on a CPU and for one
-picture take half as long as the step itself. Here hypotheses are kept in NumPy, as they are for ONNX (`numpy_search`).
+picture take half as long as the step itself. Here hypotheses are kept in NumPy (`numpy_search_abm`), as for ONNX.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 
 from .grammar_abm import tokenizer_grammar
 from .modeling_abm import ABMDecoderBranch, ABMEncoderOutput, ABMForConditionalGeneration
-from .numpy_search import Hypothesis, Task, beam_search, greedy_search
+from .numpy_search_abm import Hypothesis, Task, beam_search, greedy_search
 
 # What may stand in a generation config without changing which formulas a search finds.
 _WITHOUT_EFFECT = {
@@ -39,7 +39,7 @@ _WITHOUT_EFFECT = {
 
 
 class BranchState:
-    """A branch over B pictures with K hypotheses each, as `numpy_search` carries it from step to step.
+    """A branch over B pictures with K hypotheses each, as `numpy_search_abm` carries it from step to step.
 
     Args:
         branch, encoder_outputs: what reads, and what it reads.

@@ -31,7 +31,7 @@ from abm_hf.data.synthetic import synthetic_ink
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 #: Pages whose blocks are run here.
-RUN = ["README.md", "docs/data.md"]
+RUN = ["README.md", "docs/data.md", "docs/decoding.md", "docs/export.md", "docs/training.md"]
 #: Pages whose blocks need a server or a Hub: tests/test_space.py and tests/test_publishing.py run them.
 ELSEWHERE = ["space/README.md", "abm_hf/pretrained/small/README.md"]
 _FENCE = re.compile(r"((?:^<!--(?:(?!-->).)*-->\n+)*)^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
