@@ -63,7 +63,7 @@ class EvaluationArguments:
     convention: str = field(default="abm", metadata={"help": "Name of the labels' convention, for the record."})
     max_items: int | None = field(default=None, metadata={"help": "Read this many items only."})
     precision: Precision = field(
-        default="float32", metadata={"help": "Of the encoder; auto: bfloat16 where the processor computes in it."}
+        default="float32", metadata={"help": "Of the encoder; auto: the fastest that the processor computes in."}
     )
     gallery: int = field(default=24, metadata={"help": "Misses shown with their pictures in report.html; 0: none."})
     cpu: bool = field(default=False, metadata={"help": "Use no GPU."})

@@ -48,12 +48,13 @@ class Recognizer(BaseRecognizer):
     Args:
         model: a directory, a Hub id, or the name of a packaged checkpoint; the packaged default if `None`.
         device: such as `"cpu"` or `"cuda:0"`; a GPU if there is one, by default.
-        precision: of the encoder: `"float32"`, `"bfloat16"`, or `"auto"`: the latter where the processor computes in
-            it. Then a few answers in a hundred differ, for better or worse; see docs/speed.md.
+        precision: of the encoder: `"float32"`, `"bfloat16"`, `"int8"`, or `"auto"`, the fastest that the processor
+            computes in. In all but the first, the attention's largest product is in bfloat16 where the processor has
+            it, and a few answers in a hundred differ, for better or worse; see docs/speed.md.
 
     Raises:
         CheckpointError: if there is no such checkpoint.
-        OSError, ValueError: if it cannot be loaded.
+        OSError, ValueError: if it cannot be loaded, or the processor lacks the precision.
     """
 
     def __init__(
