@@ -14,7 +14,6 @@ import io
 import json
 import os
 import random
-import signal
 import socket
 import statistics
 import subprocess
@@ -190,7 +189,7 @@ def main() -> int:
     try:
         result = asyncio.run(press(address, options.clients, options.seconds, options.warm_up, process.pid))
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # SIGINT is ignored where a shell started this in the background
         process.wait(30)
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
     return int(bool(result["faults"]) or result["memory_growth_mb"] >= GROWTH_LIMIT_MB or not result["answers"])

@@ -281,11 +281,11 @@ class _Canonical:
         for child in children:
             for node in self.done[id(child)]:
                 if isinstance(node, Scripts) and node.base is None and (base := base_of(items)) is not None:
-                    merged = self._sorted(add_scripts(base, node))
+                    merged = add_scripts(base, node)
                     if merged is not None and not prime_conflict(items, len(items) - 1, merged):
-                        items[-1] = merged
+                        items[-1] = self._sorted(merged)
                         continue
-                    node = Scripts(Group(Row(())), node.sub, node.sup, node.limits, node.sub_first)
+                    node = self._sorted(replace(node, base=Group(Row(()))))
                 elif prime_conflict(items, len(items), node):
                     group = Group(Row((Symbol("'"),)))
                     node = replace(node, base=group) if isinstance(node, Scripts) else group
@@ -299,10 +299,10 @@ class _Canonical:
         if sub is None and sup is None:
             return items
         scripts = Scripts(None, sub, sup, limits, node.sub_first)
-        merged = self._sorted(add_scripts(base_of(items), scripts))
+        merged = add_scripts(base_of(items), scripts)
         if merged is None or prime_conflict(items, len(items) - 1, merged) or (items and _is_separator(items[-1])):
-            return [replace(scripts, base=Group(Row(tuple(items))))]
-        return [*items[:-1], merged]
+            return [self._sorted(replace(scripts, base=Group(Row(tuple(items)))))]
+        return [*items[:-1], self._sorted(merged)]
 
     def _has_limits(self, written: bool, base: Node | None) -> bool:
         if isinstance(base, Command):  # without it the script of \mathop would move from below it to beside it
@@ -310,5 +310,5 @@ class _Canonical:
         put = self.limits == "put" and isinstance(base, Symbol) and base.token in _PUT_LIMITS
         return put or (written and self.limits != "drop")
 
-    def _sorted(self, scripts: Scripts | None) -> Scripts | None:
-        return replace(scripts, sub_first=True) if scripts is not None and self.sort_scripts else scripts
+    def _sorted(self, scripts: Scripts) -> Scripts:
+        return replace(scripts, sub_first=True) if self.sort_scripts else scripts
