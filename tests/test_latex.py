@@ -204,7 +204,8 @@ def well_formed(draw: st.DrawFn, depth: int = 2) -> list[str]:
 
 @settings(fuzz, max_examples=max(100, fuzz.max_examples // 4))  # drawing from the grammar is slow
 @given(well_formed())
-@example(["{", "{", "a", "^", "{", "x", "}", "}", "^", "{", "a", "}", "}", "_", "{", "a", "}"])  # scripts that cannot be merged are sorted, too
+# Scripts that cannot be merged with their base's are sorted, too.
+@example(["{", "{", "a", "^", "{", "x", "}", "}", "^", "{", "a", "}", "}", "_", "{", "a", "}"])
 def test_trees_give_their_tokens_back_and_have_a_stable_canonical_form(tokens: list[str]) -> None:
     try:
         tree = parse_latex(tokens)
