@@ -192,6 +192,8 @@ def _search(
         written, log_probs, known = _generate(
             model, tokenizer, encoder_outputs, direction, num_beams, top_k, max_length, grammar, **generate_kwargs
         )
+    # Further sizes judge them where the model is.
+    written, log_probs, known = (part.to(model.device) for part in (written, log_probs, known))
     formulas, steps = formulas_of(written, direction, model.config)
     return formulas, known, _in_order_of_formula(log_probs, written, steps, direction, model.config)
 
