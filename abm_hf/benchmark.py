@@ -16,7 +16,11 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from transformers import LogitsProcessor
 
 from .configuration_abm import PRESETS, ABMConfig
@@ -166,20 +170,24 @@ def measure_training(arguments: TrainArguments) -> dict[str, Any]:
     """Images per second of the training step on 8 pictures of 96 × 320 pixels with 20 tokens, both branches.
 
     The step is forward and backward pass and AdamW's update. With `data`, the whole pipeline instead: as
-    `scripts/train.py` trains, augmentation, batches of all sizes and loading included.
+    `scripts/train.py` trains, augmentation, batches of all sizes and loading included. Started by `accelerate launch`
+    or `torchrun`, each process takes a batch, gradients are averaged, and the images of all are counted.
 
     Raises:
         ArgumentError: for data that cannot be used.
     """
-    device = _device(arguments.device, arguments.threads)
+    on_cpu = _device(arguments.device, None).type == "cpu"
+    processes = PartialState(cpu=on_cpu)
+    device = _device(str(processes.device), arguments.threads)
     results = [
-        {"mixed_precision": precision, **_train(arguments, precision, device)} for precision in arguments.precisions
+        {"mixed_precision": precision, **_train(arguments, precision, processes)} for precision in arguments.precisions
     ]
     return {
         "task": "train",
         "model": f"{arguments.model}, random weights, both branches",
         "data": Path(arguments.data).name if arguments.data else "8 pictures of 96 x 320, 20 tokens",
         "steps": arguments.steps,
+        "processes": processes.num_processes,
         **_machine(device),
         "results": results,
     }
@@ -302,48 +310,54 @@ def _decode(
     return time.perf_counter() - began
 
 
-def _train(arguments: TrainArguments, precision: str, device: torch.device) -> dict[str, Any]:
-    began, images = 0.0, 0
+def _train(arguments: TrainArguments, precision: str, processes: PartialState) -> dict[str, Any]:
+    began, images, device = 0.0, 0, processes.device
     with tempfile.TemporaryDirectory() as folder:
         step = (
             _pipeline_step(arguments, precision, folder)
             if arguments.data
-            else _fixed_step(arguments, precision, device)
+            else _fixed_step(arguments, precision, processes)
         )
         for number in range(arguments.steps + 2):
             if number == 2:
                 _wait(device)
+                processes.wait_for_everyone()
                 began, images = time.perf_counter(), 0
             images += step()
         _wait(device)
+        processes.wait_for_everyone()
         seconds = time.perf_counter() - began
+    images = sum(gather_object([images]))
     return {"images_per_second": _rounded(images / seconds), "images": images, "peak_memory_mb": _peak_memory(device)}
 
 
-def _fixed_step(arguments: TrainArguments, precision: str, device: torch.device) -> Callable[[], int]:
+def _fixed_step(arguments: TrainArguments, precision: str, processes: PartialState) -> Callable[[], int]:
     torch.manual_seed(0)
-    model = ABMForConditionalGeneration(ABMConfig.preset(arguments.model)).to(device)
-    model = model.to(memory_format=torch.channels_last).train()
-    optimizer = build_optimizer(model, OptimizationArguments())
+    device = processes.device
+    bare = ABMForConditionalGeneration(ABMConfig.preset(arguments.model)).to(device)
+    bare = bare.to(memory_format=torch.channels_last).train()
+    optimizer = build_optimizer(bare, OptimizationArguments())
+    model = DistributedDataParallel(bare) if processes.num_processes > 1 else bare
     inputs = {
         "pixel_values": torch.rand(8, 1, 96, 320, device=device),
         "pixel_mask": torch.ones(8, 96, 320, dtype=torch.bool, device=device),
-        "labels": torch.randint(2, model.config.num_output_tokens, (8, 20), device=device),
+        "labels": torch.randint(2, bare.config.num_output_tokens, (8, 20), device=device),
     }
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    return _FixedStep(model, optimizer, inputs, dtype)
+    return _FixedStep(model, optimizer, inputs, device.type, dtype)
 
 
 @dataclass
 class _FixedStep:
-    model: ABMForConditionalGeneration
+    model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     inputs: dict[str, Tensor]
+    device_type: str
     dtype: torch.dtype | None
 
     def __call__(self) -> int:
         """Takes a step and returns its number of images."""
-        with torch.autocast(self.model.device.type, self.dtype, enabled=self.dtype is not None):
+        with torch.autocast(self.device_type, self.dtype, enabled=self.dtype is not None):
             loss = self.model(**self.inputs).loss
         loss.backward()
         self.optimizer.step()
@@ -353,8 +367,9 @@ class _FixedStep:
 
 def _pipeline_step(arguments: TrainArguments, precision: str, folder: str) -> Callable[[], int]:
     options = ["--config", arguments.model, "--data", str(arguments.data), "--output_dir", folder]
-    options += ["--mixed_precision", precision, "--curriculum", "[0.0, 0]"]
+    options += ["--mixed_precision", precision, "--curriculum", "0:0"]
     parsed = parse_arguments(options)
+    AcceleratorState._reset_state()  # it keeps the first precision for good
     tokenizer = ABMTokenizer()
     items, validation = load_items(parsed.data, tokenizer)
     run = build_run(parsed, make_accelerator(parsed), RunDirectory(folder, 1), tokenizer, items, validation)

@@ -282,10 +282,10 @@ class ABMAttention(nn.Module):
 
     def prepare(self, features: Tensor, mask: Tensor) -> Memory:
         """What the recurrence reads of pictures with `features` (B, L, C) and `mask` (B, h, w)."""
-        bias = torch.stack([linear.get_parameter("bias") for linear in self.coverage_maps]).sum(0)
-        keys = self.key(features)
-        # In one precision with the keys, or the sum would leave autocast's.
-        return Memory(features, keys + bias.to(keys.dtype), mask)
+        # All biases as one: apart, they would take another pass over the keys, and `--compile` on a CPU in bfloat16
+        # would fail (torch 2.13: inductor gives the sum that is the gradient of them all one name twice).
+        biases = [linear.get_parameter("bias") for linear in (self.key, *self.coverage_maps)]
+        return Memory(features, F.linear(features, self.key.weight, torch.stack(biases).sum(0)), mask)
 
 
 class ABMGRUCell(nn.Module):

@@ -1,6 +1,7 @@
 """Measure speed: `python scripts/benchmark.py decode | train | cold [options]`; prints JSON."""
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -31,7 +32,8 @@ def main() -> int:
     except (OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(result, indent=1))
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(result, indent=1))
     return 0
 
 

@@ -66,6 +66,32 @@ def test_training_is_measured() -> None:
     assert result["results"][0]["images"] == 8 and result["results"][0]["images_per_second"] > 0
 
 
+def test_training_is_measured_with_loading_and_all_sizes() -> None:
+    result = measure_training(TrainArguments(model="small", steps=1, precisions=["bf16", "no"], data="synthetic"))
+    assert [row["mixed_precision"] for row in result["results"]] == ["bf16", "no"]
+    assert all(row["images"] > 0 for row in result["results"]) and result["data"] == "synthetic"
+
+
+def test_processes_train_together() -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
+    command += [
+        "train",
+        "--model",
+        "small",
+        "--steps",
+        "1",
+        "--precisions",
+        "bf16",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    result = json.loads(done.stdout)
+    assert result["processes"] == 2 and result["results"][0]["images"] == 16
+
+
 def test_cold_start_is_measured(tiny_checkpoint: Path) -> None:
     result = measure_cold_start(ColdArguments(model=str(tiny_checkpoint), repeats=1))
     assert 0.5 < result["seconds"] < 300 and result["peak_memory_mb"] > 50
