@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -310,33 +311,83 @@ def _decode(
     return time.perf_counter() - began
 
 
+class Stopwatch:
+    """What the parts of training steps take: data, encoder and decoders, both ways each, and optimizer.
+
+    Args:
+        device: waited for whenever a part begins, four times a step.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.start()
+
+    def start(self) -> None:
+        """Counts from now."""
+        _wait(self.device)
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.part = "data"
+        self.since = time.perf_counter()
+
+    def begin(self, part: str) -> None:
+        """What follows belongs to `part`."""
+        _wait(self.device)
+        now = time.perf_counter()
+        self.seconds[self.part] += now - self.since
+        self.part = part
+        self.since = now
+
+    def follow(self, model: ABMForConditionalGeneration, optimizer: torch.optim.Optimizer) -> None:
+        """Lets `model` and `optimizer` tell when their parts begin. The decoders' part has the loss in it."""
+        model.encoder.register_forward_pre_hook(lambda *_: self.begin("encoder"))
+        model.encoder.register_forward_hook(self._encoded)
+        optimizer.register_step_pre_hook(lambda *_: self.begin("optimizer"))
+
+    def _encoded(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        self.begin("decoders")
+        output.last_hidden_state.register_hook(lambda gradient: self.begin("encoder"))
+
+    def shares(self) -> dict[str, float]:
+        """Of the time since `start`, by part."""
+        whole = sum(self.seconds.values())
+        return {part: round(seconds / whole, 3) for part, seconds in sorted(self.seconds.items())}
+
+
 def _train(arguments: TrainArguments, precision: str, processes: PartialState) -> dict[str, Any]:
-    began, images, device = 0.0, 0, processes.device
+    images, device = 0, processes.device
+    watch = Stopwatch(device)
     with tempfile.TemporaryDirectory() as folder:
         step = (
-            _pipeline_step(arguments, precision, folder)
+            _pipeline_step(arguments, precision, watch, folder)
             if arguments.data
-            else _fixed_step(arguments, precision, processes)
+            else _fixed_step(arguments, precision, watch, processes)
         )
         for number in range(arguments.steps + 2):
             if number == 2:
-                _wait(device)
                 processes.wait_for_everyone()
-                began, images = time.perf_counter(), 0
+                watch.start()
+                images = 0
             images += step()
-        _wait(device)
         processes.wait_for_everyone()
-        seconds = time.perf_counter() - began
+        watch.begin("data")
     images = sum(gather_object([images]))
-    return {"images_per_second": _rounded(images / seconds), "images": images, "peak_memory_mb": _peak_memory(device)}
+    return {
+        "images_per_second": _rounded(images / sum(watch.seconds.values())),
+        "images": images,
+        "peak_memory_mb": _peak_memory(device),
+        "shares_of_time": watch.shares(),
+    }
 
 
-def _fixed_step(arguments: TrainArguments, precision: str, processes: PartialState) -> Callable[[], int]:
+def _fixed_step(
+    arguments: TrainArguments, precision: str, watch: Stopwatch, processes: PartialState
+) -> Callable[[], int]:
     torch.manual_seed(0)
     device = processes.device
     bare = ABMForConditionalGeneration(ABMConfig.preset(arguments.model)).to(device)
     bare = bare.to(memory_format=torch.channels_last).train()
     optimizer = build_optimizer(bare, OptimizationArguments())
+    watch.follow(bare, optimizer)
     model = DistributedDataParallel(bare) if processes.num_processes > 1 else bare
     inputs = {
         "pixel_values": torch.rand(8, 1, 96, 320, device=device),
@@ -365,7 +416,7 @@ class _FixedStep:
         return len(self.inputs["labels"])
 
 
-def _pipeline_step(arguments: TrainArguments, precision: str, folder: str) -> Callable[[], int]:
+def _pipeline_step(arguments: TrainArguments, precision: str, watch: Stopwatch, folder: str) -> Callable[[], int]:
     options = ["--config", arguments.model, "--data", str(arguments.data), "--output_dir", folder]
     options += ["--mixed_precision", precision, "--curriculum", "0:0"]
     parsed = parse_arguments(options)
@@ -375,16 +426,19 @@ def _pipeline_step(arguments: TrainArguments, precision: str, folder: str) -> Ca
     run = build_run(parsed, make_accelerator(parsed), RunDirectory(folder, 1), tokenizer, items, validation)
     dataset = PlannedDataset(items, ABMCollator(run.sampler.limits.multiple), VARIATIONS[parsed.data.augmentation])
     loader = make_loader(dataset, run.sampler, parsed.data, pin=run.accelerator.device.type == "cuda")
-    return _PipelineStep(run, iter(loader))
+    watch.follow(run.bare_model, run.optimizer.optimizer)
+    return _PipelineStep(run, iter(loader), watch)
 
 
 @dataclass
 class _PipelineStep:
     run: Any
     batches: Iterator[Any]
+    watch: Stopwatch
 
     def __call__(self) -> int:
         """Takes a step and returns its number of images."""
+        self.watch.begin("data")
         return training_step(self.run, [next(self.batches)]).images
 
 

@@ -1,4 +1,4 @@
-"""What decoding needs of the process and the processor that it runs on."""
+"""What programs need of the process and the processor that they run on."""
 
 import ctypes
 import os
@@ -33,6 +33,16 @@ def tune_process() -> None:
         if mallopt is not None:
             mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
             mallopt(_M_TRIM_THRESHOLD, 8 * _LARGEST_THRESHOLD)
+
+
+def leave_group() -> None:
+    """Ends this program's part in the group of processes that it was started in, if there is one.
+
+    To be called by all of them, before they end: one that just does may take the others with it.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def encoder_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:

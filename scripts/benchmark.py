@@ -16,7 +16,7 @@ def main() -> int:
     from transformers import HfArgumentParser
 
     from abm_hf import benchmark
-    from abm_hf.runtime import tune_process
+    from abm_hf.runtime import leave_group, tune_process
 
     tune_process()
 
@@ -29,6 +29,7 @@ def main() -> int:
     (arguments,) = HfArgumentParser(kind).parse_args_into_dataclasses(sys.argv[2:])
     try:
         result = measure(arguments)
+        leave_group()
     except (OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

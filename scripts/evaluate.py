@@ -9,7 +9,7 @@ from transformers import HfArgumentParser
 
 from abm_hf.evaluation import EvaluationArguments, evaluate_checkpoint
 from abm_hf.pretrained import CheckpointError
-from abm_hf.runtime import tune_process
+from abm_hf.runtime import leave_group, tune_process
 from abm_hf.training.arguments import ArgumentError
 
 
@@ -20,6 +20,7 @@ def main() -> int:
     try:
         (arguments,) = HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses()
         result = evaluate_checkpoint(arguments)
+        leave_group()
     except (ArgumentError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

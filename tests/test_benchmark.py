@@ -63,7 +63,12 @@ def test_forced_lengths_are_kept(tiny_config: ABMConfig) -> None:
 
 def test_training_is_measured() -> None:
     result = measure_training(TrainArguments(model="small", steps=1, precisions=["no"]))
-    assert result["results"][0]["images"] == 8 and result["results"][0]["images_per_second"] > 0
+    row = result["results"][0]
+    assert row["images"] == 8 and row["images_per_second"] > 0
+    assert set(row["shares_of_time"]) == {"data", "encoder", "decoders", "optimizer"}
+    assert abs(sum(row["shares_of_time"].values()) - 1) < 0.01
+    # The encoder has most of the products of a step; next to it, data that is there already takes nothing.
+    assert row["shares_of_time"]["encoder"] > 0.2 > 0.05 > row["shares_of_time"]["data"]
 
 
 def test_training_is_measured_with_loading_and_all_sizes() -> None:
