@@ -212,7 +212,9 @@ class RunArguments:
     seed: int = field(default=0, metadata={"help": "Of all random numbers."})
     mixed_precision: str = field(default="bf16", metadata={"help": "`no`, `bf16` or `fp16` (GPU only)."})
     channels_last: bool = field(default=True, metadata={"help": "Memory format of the convolutions."})
-    compile: bool = field(default=False, metadata={"help": "Compile the model with torch.compile: for GPUs, a CPU gets slower."})
+    compile: bool = field(
+        default=False, metadata={"help": "Compile the model with torch.compile: for GPUs, a CPU gets slower."}
+    )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
     cpu: bool = field(default=False, metadata={"help": "Train on the CPU even where there is a GPU."})
     cpu_threads: int | None = field(default=None, metadata={"help": "Threads on a CPU; all cores by default."})
