@@ -394,6 +394,7 @@ def _fixed_step(
         "pixel_mask": torch.ones(8, 96, 320, dtype=torch.bool, device=device),
         "labels": torch.randint(2, bare.config.num_output_tokens, (8, 20), device=device),
     }
+    inputs["labels"][:, -1] = bare.config.eos_token_id
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     return _FixedStep(model, optimizer, inputs, device.type, dtype)
 

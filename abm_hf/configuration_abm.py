@@ -86,7 +86,13 @@ class ABMConfig(PreTrainedConfig):
     """
 
     model_type = "abm"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    # What `Trainer` would gather over a whole set besides the logits.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "past_key_values",
+        "loss_components",
+        "r2l_logits",
+        "encoder_last_hidden_state",
+    ]
 
     vocab_size: int = 115
     num_output_tokens: int = 113

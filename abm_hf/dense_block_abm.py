@@ -90,9 +90,12 @@ class _DenseBlock(torch.autograd.Function):
         together = features.new_empty(pictures, height, width, total).permute(0, 3, 1, 2)
         together[:, :channels] = features
         traces: list[Tensor] = []
-        for layer, weights in zip(layers, _by_layer(parameters), strict=True):
+        # For both passes, as the model may be set to evaluation between them.
+        ctx.dropped = [dropped_of_256(layer.dropout) for layer in layers]
+        for layer, weights, dropped in zip(layers, _by_layer(parameters), ctx.dropped, strict=True):
             grown = layer.conv2.out_channels
-            trace = _layer(layer, weights, together[:, :channels], mask, out=together[:, channels : channels + grown])
+            out = together[:, channels : channels + grown]
+            trace = _layer(layer, weights, together[:, :channels], mask, dropped, out)
             channels += grown
             traces += trace
         ctx.save_for_backward(together, *traces, *parameters)
@@ -111,7 +114,9 @@ class _DenseBlock(torch.autograd.Function):
         for index in reversed(range(count)):
             trace = LayerTrace(*saved[index * kinds : (index + 1) * kinds])
             start = end - len(trace.conv2)
-            gradients[:0] = _layer_backward(ctx.layers[index], weights[index], trace, together, slopes, start)
+            gradients[:0] = _layer_backward(
+                ctx.layers[index], weights[index], trace, together, slopes, start, ctx.dropped[index]
+            )
             end = start
         return slopes[:, : ctx.channels], None, None, *gradients
 
@@ -121,9 +126,10 @@ def _by_layer(parameters: Any) -> Iterable[LayerWeights]:
     return (LayerWeights(*parameters[start : start + count]) for start in range(0, len(parameters), count))
 
 
-def _layer(layer: Any, weights: LayerWeights, features: Tensor, mask: Tensor | None, out: Tensor) -> LayerTrace:
+def _layer(
+    layer: Any, weights: LayerWeights, features: Tensor, mask: Tensor | None, dropped: int, out: Tensor
+) -> LayerTrace:
     """A layer's new channels into `out` (B, G, h, w), from `features` (B, C, h, w), a part of a wider buffer."""
-    dropped = dropped_of_256(layer.dropout)
     pictures, _, height, width = features.shape
     conv1 = weights.conv1.flatten(1).to(features.dtype)
     conv2 = weights.conv2.to(features.dtype)
@@ -137,10 +143,9 @@ def _layer(layer: Any, weights: LayerWeights, features: Tensor, mask: Tensor | N
 
 
 def _layer_backward(
-    layer: Any, weights: LayerWeights, trace: LayerTrace, together: Tensor, slopes: Tensor, start: int
+    layer: Any, weights: LayerWeights, trace: LayerTrace, together: Tensor, slopes: Tensor, start: int, dropped: int
 ) -> list[Tensor]:
     """Gradients by the layer's parameters, in their order; those by what it read go to `slopes` (B, C, h, w)."""
-    dropped = dropped_of_256(layer.dropout)
     end = start + len(trace.conv2)
     d_normalized = passed(slopes[:, start:end], trace.given)
     d_grown, d_scale2, d_shift2 = _norm_backward(

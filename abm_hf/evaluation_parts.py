@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,13 @@ def read_items(
 
     Returns:
         For each item its `id`, its `reference` and what was kept of it, in order.
+
+    Raises:
+        ArgumentError: if two items have the same id, by which they are kept apart.
     """
+    if len(set(items.ids)) < len(items):
+        twice = next(name for name, count in Counter(items.ids).items() if count > 1)
+        raise ArgumentError(f"several items have the id {twice!r}: give each its own")
     done = _rows(folder)
     accelerator.wait_for_everyone()  # nobody writes before all have seen the same
     missing = items.subset([index for index, name in enumerate(items.ids) if name not in done])

@@ -64,12 +64,11 @@ def fold_batch_norms(module: nn.Module, dtype: torch.dtype | None = None) -> lis
     return replaced
 
 
-def restore(replaced: list[Folded]) -> None:
-    """Puts back what was replaced, on the device where the replacement has come to be."""
+def restore(replaced: list[Folded], like: Tensor) -> None:
+    """Puts back what was replaced, on the device and in the precision of `like`, a weight that was not."""
     for (parent, conv_name, conv), (_, norm_name, norm) in zip(replaced[::2], replaced[1::2], strict=True):
-        device = getattr(parent, conv_name).weight.device
-        setattr(parent, conv_name, conv.to(device))
-        setattr(parent, norm_name, norm.to(device))
+        setattr(parent, conv_name, conv.to(like.device, like.dtype))
+        setattr(parent, norm_name, norm.to(like.device, like.dtype))
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import GenerationConfig, LogitsProcessor
+from transformers import EosTokenCriteria, GenerationConfig, LogitsProcessor, MaxLengthCriteria, MaxTimeCriteria
 from transformers.utils import ModelOutput
 
 from .grammar_abm import NEVER, GrammarState, GrammarTables, tokenizer_grammar
@@ -231,6 +231,7 @@ def two_way_search(
     weight: float = 0.5,
     length_penalty: float = 1.0,
     max_length: int = 200,
+    max_time: float | None = None,
 ) -> TwoWayOutput:
     """Beam search in both directions; what one branch finds the other judges.
 
@@ -249,7 +250,8 @@ def two_way_search(
         weight (`float`, defaults to 0.5): of the right-to-left branch, from 0 to 1.
         length_penalty (`float`, defaults to 1.0): exponent of the length, in the searches and in the score.
         max_length (`int`, defaults to 200): of a hypothesis, start and end token included. One that is cut off there
-            is given an end token, which only the other branch judges; with a grammar there is none.
+            is given an end token all the same, which only the other branch judges; with a grammar there is none.
+        max_time (`float`, *optional*): seconds for both searches, half for each. They are cut off there.
 
     Returns:
         [`TwoWayOutput`].
@@ -268,7 +270,16 @@ def two_way_search(
     if encoder_outputs is None:
         encoder_outputs = model.encoder(pixel_values, pixel_mask)
     lists = [
-        n_best(model, encoder_outputs, direction, grammar_tokenizer, num_beams, length_penalty, max_length)
+        n_best(
+            model,
+            encoder_outputs,
+            direction,
+            grammar_tokenizer,
+            num_beams,
+            length_penalty,
+            max_length,
+            max_time / 2 if max_time is not None else None,
+        )
         for direction in ("l2r", "r2l")
     ]
     candidates, totals = _union(lists, model.config.pad_token_id)  # (B, n, T), (B, n, 2)
@@ -291,15 +302,25 @@ def two_way_generate(
 ) -> Tensor | TwoWayOutput:
     """[`two_way_search`] behind `generate`: `model.generate(..., custom_generate=two_way_generate, num_beams=10)`.
 
-    Besides these, `two_way_weight`, `grammar_tokenizer`, `max_length`, `length_penalty`, `num_return_sequences` and
-    `return_dict_in_generate` count; logits processors and stopping criteria, which are made for one direction, are
-    refused.
+    Besides these, `two_way_weight`, `grammar_tokenizer`, `max_length`, `max_time`, `length_penalty`,
+    `num_return_sequences` and `return_dict_in_generate` count.
 
     Returns:
         The sequences, or [`TwoWayOutput`] with `return_dict_in_generate=True`.
+
+    Raises:
+        ValueError: for sampling, a direction, or logits processors, stopping criteria and options that make some: they
+            are for a single search.
     """
     if generation_config.do_sample:
         raise ValueError("two-way search does not sample: leave do_sample out")
+    if model_kwargs.get("decoder_direction", "l2r") != "l2r":
+        raise ValueError("two-way search reads in both directions: leave decoder_direction out")
+    known = (MaxLengthCriteria, MaxTimeCriteria, EosTokenCriteria)
+    foreign = [*logits_processor, *(criterion for criterion in stopping_criteria if not isinstance(criterion, known))]
+    if foreign:
+        names = ", ".join(type(part).__name__ for part in foreign)
+        raise ValueError(f"two-way search takes no logits processors and stopping criteria: leave out {names}")
     output = two_way_search(
         model,
         encoder_outputs=model_kwargs["encoder_outputs"],
@@ -309,6 +330,7 @@ def two_way_generate(
         weight=two_way_weight,
         length_penalty=generation_config.length_penalty,
         max_length=generation_config.max_length,
+        max_time=generation_config.max_time,
     )
     return output if generation_config.return_dict_in_generate else output.sequences
 
@@ -321,6 +343,7 @@ def n_best(
     num_beams: int,
     length_penalty: float,
     max_length: int,
+    max_time: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One direction's hypotheses as formulas `y1 … yn eos` (B, num_beams, T) and both log-probabilities (..., 2).
 
@@ -334,6 +357,7 @@ def n_best(
         max_length=max_length,
         tokenizer=tokenizer,
         length_penalty=length_penalty,
+        max_time=max_time,
     )
     written, log_probs, known = (
         part.to(model.device) for part in stacked(found, num_beams, model.config.pad_token_id)

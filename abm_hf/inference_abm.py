@@ -238,7 +238,7 @@ def _group(memory: Memory, pictures: slice, height: int, width: int, dtype: torc
 
 def _extents(mask: Tensor) -> tuple[list[int], list[int]]:
     """Rows and columns up to the last valid one of each picture of `mask` (B, h, w); on a GPU, of all alike."""
-    if mask.device.type != "cpu":  # not worth the wait
+    if mask.device.type != "cpu" or torch.compiler.is_exporting():  # not worth the wait; not known to a graph
         return [mask.shape[1]] * len(mask), [mask.shape[2]] * len(mask)
     rows, columns = (
         (mask.any(axis) * torch.arange(1, mask.shape[3 - axis] + 1)).amax(1).clamp(min=1) for axis in (2, 1)

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .activation_abm import rectify
+from .adapters_abm import adapted_weight
 from .capabilities_abm import computes_in_bfloat16, multiplies_bytes
 from .configuration_abm import ABMConfig
 from .dense_block_abm import can_train, dense_block
@@ -194,7 +195,7 @@ class ABMEncoder(nn.Module):
         mask = _first_masked_level(pixel_mask)
         blanked = mask[:, None] if mask is not None and self.mask_padding else None
         if self.integers is not None and self._only_reads(pixel_values):
-            features = self.integers(pixel_values, None if blanked is None else blanked != 0)
+            features = self.integers(pixel_values, blanked)
         else:
             features = self._features(pixel_values, blanked)
         stride = 2 ** (1 + len(self.blocks))
@@ -274,8 +275,7 @@ class ABMAttention(nn.Module):
         """The coverage path as the kernel of one convolution, (k², D) with k the largest scale."""
         kernels = []
         for size, conv, linear in zip(self.coverage_kernels, self.coverage_convs, self.coverage_maps, strict=True):
-            assert isinstance(conv, nn.Conv2d) and isinstance(linear, nn.Linear)
-            kernel = (linear.weight @ conv.weight.flatten(1)).view(-1, size, size)
+            kernel = (adapted_weight(linear) @ adapted_weight(conv).flatten(1)).view(-1, size, size)
             margin = (max(self.coverage_kernels) - size) // 2
             kernels.append(F.pad(kernel, [margin] * 4).flatten(1).T)
         return torch.stack(kernels).sum(0)
@@ -284,8 +284,8 @@ class ABMAttention(nn.Module):
         """What the recurrence reads of pictures with `features` (B, L, C) and `mask` (B, h, w)."""
         # All biases as one: apart, they would take another pass over the keys, and `--compile` on a CPU in bfloat16
         # would fail (torch 2.13: inductor gives the sum that is the gradient of them all one name twice).
-        biases = [linear.get_parameter("bias") for linear in (self.key, *self.coverage_maps)]
-        return Memory(features, F.linear(features, self.key.weight, torch.stack(biases).sum(0)), mask)
+        biases = [cast(Tensor, linear.bias) for linear in (self.key, *self.coverage_maps)]
+        return Memory(features, F.linear(features, adapted_weight(self.key), torch.stack(biases).sum(0)), mask)
 
 
 class ABMGRUCell(nn.Module):
@@ -382,8 +382,17 @@ class ABMDecoderBranch(nn.Module):
         self.classifier = nn.Linear(embedding // 2, config.num_output_tokens)
 
     def start(self, encoder_outputs: ABMEncoderOutput, num_sequences: int) -> ABMCache:
-        """The state before the first token, for `num_sequences` sequences over the encoded pictures."""
+        """The state before the first token, for `num_sequences` sequences over the encoded pictures.
+
+        Raises:
+            ValueError: if the sequences cannot share the pictures evenly.
+        """
         features, mask = encoder_outputs.last_hidden_state, encoder_outputs.encoder_mask
+        if not num_sequences or not len(features) or num_sequences % len(features):
+            raise ValueError(
+                f"{num_sequences} sequences cannot share {len(features)} pictures evenly: pass as many for each, in a "
+                "row"
+            )
         weights = mask.flatten(1).to(features.dtype)  # (B, L)
         mean = (weights[:, None] @ features).squeeze(1) / weights.sum(1, keepdim=True)  # (B, C)
         hidden = self.initial_state(mean).float().tanh()
@@ -400,7 +409,7 @@ class ABMDecoderBranch(nn.Module):
         Returns:
             logits (N, T, K) and attention maps (N, T, h, w); both 0 where the state leaves sequences out.
         """
-        if self.arranged and not torch.is_grad_enabled():
+        if (self.arranged and not torch.is_grad_enabled()) or torch.compiler.is_exporting():
             return self._read(tokens, state)
         if state.rows is not None:
             raise ValueError("this state comes from a search that has left pictures out: start a new one for training")
@@ -409,11 +418,14 @@ class ABMDecoderBranch(nn.Module):
         # conversions than it gains, and rounding would add up over the steps. The large part, the attention's
         # activation, follows the precision of the keys.
         with torch.autocast(embedded.device.type, enabled=False):
+            weights = Weights(*(weight.to(state.hidden.dtype) for weight in self._step_weights()))
+            projected = self.token_gru.input(embedded).to(state.hidden.dtype)
             hiddens, contexts, attentions, coverage = run_recurrence(
-                self.token_gru.input(embedded), state.hidden, state.coverage, state.memory, self._step_weights()
+                projected, state.hidden, state.coverage, state.memory, weights
             )
         state.hidden, state.coverage, state.alike = hiddens[-1], coverage, None
         state.length += tokens.shape[1]
+        hiddens, contexts = hiddens.to(embedded.dtype), contexts.to(embedded.dtype)
         mixed = self.output_context(contexts) + self.output_hidden(hiddens)  # (T, N, E)
         mixed = mixed.transpose(0, 1) + self.output_embedding(embedded)
         maxout = mixed.unflatten(-1, (-1, 2)).amax(-1)  # (N, T, E / 2)
@@ -456,19 +468,19 @@ class ABMDecoderBranch(nn.Module):
         return step_weights(
             self._step_weights(),
             tokens=(self.token_gru.input(embedding), output),
-            outputs=(self.output_context.weight, self.output_hidden.weight),
+            outputs=(adapted_weight(self.output_context), adapted_weight(self.output_hidden)),
             dtype=dtype,
             product_dtype=product_dtype,
         )
 
     def _step_weights(self) -> Weights:
         return Weights(
-            token=self.token_gru.recurrent.weight,
-            query=self.attention.query.weight,
+            token=adapted_weight(self.token_gru.recurrent),
+            query=adapted_weight(self.attention.query),
             kernel=self.attention.fused_kernel(),
-            energy=self.attention.energy.weight.squeeze(0),
-            context_input=self.context_gru.input.weight,
-            context_recurrent=self.context_gru.recurrent.weight,
+            energy=adapted_weight(self.attention.energy).squeeze(0),
+            context_input=adapted_weight(self.context_gru.input),
+            context_recurrent=adapted_weight(self.context_gru.recurrent),
             context_bias=self.context_gru.recurrent.bias,
         )
 
@@ -575,7 +587,7 @@ class ABMForConditionalGeneration(ABMPreTrainedModel, GenerationMixin):
 
     def unfuse(self) -> "ABMForConditionalGeneration":
         """Undoes [`fuse`]: weights and statistics are what they were before it, bit for bit."""
-        restore(self._folded)
+        restore(self._folded, self.encoder.stem.weight)
         self._folded, self.encoder.precision, self.encoder.integers = [], None, None
         for direction in self.branches:
             self._branch(direction).step_weights = None
@@ -608,6 +620,7 @@ class ABMForConditionalGeneration(ABMPreTrainedModel, GenerationMixin):
         past_key_values: ABMCache | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> ABMOutput | tuple[Any, ...]:
         r"""
@@ -631,14 +644,18 @@ class ABMForConditionalGeneration(ABMPreTrainedModel, GenerationMixin):
                 The state in which to go on; it is advanced in place.
             use_cache (`bool`, *optional*): whether to return the state.
             output_attentions (`bool`, *optional*): whether to return the attention maps.
+            output_hidden_states (`bool`, *optional*): ignored: there are no layers whose states could be returned.
             return_dict (`bool`, *optional*): `False` returns a tuple.
 
         Returns:
             [`ABMOutput`] or the tuple of its fields that are not `None`.
 
         Raises:
-            ValueError: if there is nothing to decode, or the branch does not exist in this model.
+            ValueError: if there is nothing to decode, the branch does not exist in this model, labels have no token or
+                no end, or sequences cannot share the pictures evenly.
         """
+        if labels is not None:
+            self._check_labels(labels)
         if encoder_outputs is None:
             if pixel_values is None:
                 raise ValueError("pass pixel_values, or the encoder_outputs of an earlier call")
@@ -695,6 +712,18 @@ class ABMForConditionalGeneration(ABMPreTrainedModel, GenerationMixin):
         branch = self.branches[direction]
         assert isinstance(branch, ABMDecoderBranch)
         return branch
+
+    def _check_labels(self, labels: Tensor) -> None:
+        """Before the encoder: later, a GPU would have to be waited for."""
+        if torch.compiler.is_compiling():
+            return
+        lengths = (labels != -100).sum(dim=1, keepdim=True)
+        last = labels.gather(1, (lengths - 1).clamp(min=0))
+        if not bool(((lengths > 0) & (last == self.config.eos_token_id)).all()):
+            raise ValueError(
+                f"each row of labels must hold tokens and end with the end token, {self.config.eos_token_id}; what "
+                "follows it is -100"
+            )
 
     def _training_output(self, encoder_outputs: ABMEncoderOutput, labels: Tensor) -> ABMOutput:
         config = self.config
@@ -813,10 +842,12 @@ def _groups_of_like_size(pixel_mask: Tensor) -> Iterator[tuple[Tensor, int, int]
 
 
 def _first_masked_level(pixel_mask: Tensor | None) -> Tensor | None:
-    """The mask, or `None` where it hides nothing, which saves its work at every layer; a graph has it in any case."""
+    """The mask as `bool`, or `None` where it hides nothing, which saves its work; a graph has it in any case."""
+    if pixel_mask is not None and pixel_mask.dtype != torch.bool:
+        pixel_mask = pixel_mask != 0
     if pixel_mask is None or torch.compiler.is_exporting():
         return pixel_mask
-    return None if bool((pixel_mask != 0).all()) else pixel_mask
+    return None if bool(pixel_mask.all()) else pixel_mask
 
 
 __all__: Sequence[str] = ["ABMEncoderOutput", "ABMForConditionalGeneration", "ABMOutput", "ABMPreTrainedModel"]

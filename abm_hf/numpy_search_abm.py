@@ -6,6 +6,8 @@ Shapes: B pictures, K hypotheses of each, T tokens, V tokens that can be written
 search gives the same answer each time.
 """
 
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -74,6 +76,7 @@ class Task:
         grammar: what may be written; anything if `None`.
         lengths: B numbers of tokens after the start at which a picture's hypotheses end, not before and not after: to
             measure a branch that has not been trained.
+        deadline: when to stop, on the clock `time.monotonic`; what has been written by then is cut off there.
     """
 
     start: int
@@ -81,6 +84,11 @@ class Task:
     max_length: int
     grammar: GrammarTables | None
     lengths: tuple[int, ...] | None = None
+    deadline: float = math.inf
+
+    def is_last(self, length: int) -> bool:
+        """Whether sequences of `length` tokens must not get longer, for want of room or time."""
+        return length >= self.max_length or time.monotonic() > self.deadline
 
 
 @dataclass(frozen=True)
@@ -134,7 +142,7 @@ def greedy_search(step: Step[State], state: State, task: Task) -> list[list[Hypo
             ids[picture].append(int(tokens[row]))
             scores[picture].append(float(log_probs[row, tokens[row]]))
         going = np.flatnonzero(tokens != task.stop)
-        if not len(going):
+        if not len(going) or task.is_last(length + 1):
             break
         constraint.follow(going, tokens[going])
         if len(going) < len(pictures):
@@ -198,8 +206,9 @@ def beam_search(
     for position in range(task.max_length - 1):
         log_probs = step(state, tokens)  # (B, K, V)
         allowed = constraint.apply(log_probs.reshape(-1, log_probs.shape[-1]), position + 1).reshape(log_probs.shape)
-        parents, tokens = _advance(beams, log_probs, allowed, task, position, length_penalty)
-        going = beams.open(position, length_penalty) if position + 2 < task.max_length else np.arange(0)
+        last = task.is_last(position + 2)
+        parents, tokens = _advance(beams, log_probs, allowed, task.stop, last, position, length_penalty)
+        going = np.arange(0) if last else beams.open(position, length_penalty)
         for row in np.setdiff1d(np.arange(len(pictures)), going):
             results[pictures[row]] = [hypothesis for _, hypothesis in beams.ended[row]]
         if not len(going):
@@ -214,9 +223,18 @@ def beam_search(
 
 
 def _advance(
-    beams: _Beams, log_probs: np.ndarray, allowed: np.ndarray, task: Task, position: int, length_penalty: float
+    beams: _Beams,
+    log_probs: np.ndarray,
+    allowed: np.ndarray,
+    stop: int,
+    last: bool,
+    position: int,
+    length_penalty: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Takes the best continuations into `beams`; the parents and tokens (B, K) of those that go on."""
+    """Takes the best continuations into `beams`; the parents and tokens (B, K) of those that go on.
+
+    With `last` none does: all are cut off.
+    """
     images, num_beams, vocabulary = allowed.shape
     totals = (allowed + beams.totals[..., None]).reshape(images, -1)
     best = np.argsort(-totals, axis=1, kind="stable")[:, : 2 * num_beams]
@@ -224,7 +242,7 @@ def _advance(
     totals = totals[rows, best]
     parents, tokens = best // vocabulary, best % vocabulary
     own = log_probs[rows, parents, tokens]
-    stops = (tokens == task.stop) | (position + 2 >= task.max_length)
+    stops = (tokens == stop) | last
     scores = totals / np.float32((position + 1) ** length_penalty)
     for row, column in np.argwhere(stops[:, :num_beams] & np.isfinite(scores[:, :num_beams])):
         beams.end(

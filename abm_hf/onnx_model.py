@@ -20,7 +20,7 @@ from .image_reading_abm import ImageInputError, read_picture
 from .numpy_search_abm import Hypothesis, StepState, Task, beam_search, greedy_search, score_hypotheses
 from .pretrained import CheckpointError
 from .readings_abm import JUDGED, Reading, check_scales, distinct_readings, make_reading
-from .recognizing import BaseRecognizer, Recognition, pad_pictures, resize_picture
+from .recognizing import BaseRecognizer, Recognition, are_several, pad_pictures, resize_picture
 
 _FIELD_FORM_OPTIONS = ("do_normalize", "min_side", "component_height", "margin", "max_pixels")
 
@@ -68,7 +68,7 @@ class ABMOnnxModel(BaseRecognizer):
     Args:
         model: the folder of an export, or a checkpoint (directory, Hub id, name of a packaged one; the packaged
             default if `None`), which is exported to a cache folder at its first use. That takes torch, once.
-        device: `"cpu"` (the default) or `"cuda"`, with onnxruntime-gpu.
+        device: `"cpu"` (the default) or, with onnxruntime-gpu, `"cuda"` or such as `"cuda:1"`.
         threads: for each operation; as many as there are cores by default.
 
     Raises:
@@ -103,7 +103,7 @@ class ABMOnnxModel(BaseRecognizer):
     def recognize(self, images: Any, **options: Any) -> Recognition | list[Recognition]:
         """One [`Recognition`] for a picture, a list for a list; options as for `Recognizer.__call__`."""
         results = self(images, **options)
-        return results if isinstance(images, list | tuple) else results[0]
+        return results if are_several(images) else results[0]
 
     def normalize(self, image: Any) -> np.ndarray:
         options = self._picture_options
@@ -278,7 +278,8 @@ def _session(runtime: Any, path: Path, device: str | None, threads: int | None) 
     again = f"write it with: abm-hf export onnx --output {path.parent}"
     if not path.is_file():
         raise CheckpointError(f"{path.parent} has no {path.name}: {again}")
-    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(device or "cpu")
+    kind, _, number = (device or "cpu").partition(":")
+    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(kind)
     if provider not in runtime.get_available_providers():
         raise ValueError(f"this onnxruntime cannot run on {device}: use cpu, or install onnxruntime-gpu for cuda")
     options = runtime.SessionOptions()
@@ -287,7 +288,8 @@ def _session(runtime: Any, path: Path, device: str | None, threads: int | None) 
     # Weights stored in 8 bits become floats once, on loading, and not at each call.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
-        return runtime.InferenceSession(path, options, providers=[provider])
+        chosen = {"device_id": number} if number else {}
+        return runtime.InferenceSession(path, options, providers=[(provider, chosen)])
     except Exception as error:  # onnxruntime has a class of its own for each kind of damage
         raise CheckpointError(f"{path} is damaged, or no file that this onnxruntime can read: {again}") from error
 

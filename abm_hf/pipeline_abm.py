@@ -10,7 +10,17 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from .reading_abm import read_formulas
 
-_GENERATE_OPTIONS = ("num_beams", "top_k", "max_length", "grammar", "two_way", "scales", "generate_kwargs")
+_GENERATE_OPTIONS = (
+    "num_beams",
+    "top_k",
+    "max_length",
+    "max_time",
+    "grammar",
+    "two_way",
+    "two_way_weight",
+    "scales",
+    "generate_kwargs",
+)
 
 
 class ImageToLatexPipeline(Pipeline):
@@ -25,8 +35,9 @@ class ImageToLatexPipeline(Pipeline):
     ```
 
     Call options: `num_beams` (10), `top_k` (1), `max_length` (200), `grammar` (`True`: only well-formed LaTeX),
-    `two_way` (`False`; `True` lets both branches propose and judge), `scales` (sizes at which each picture is read, as
-    factors; what was chosen for the checkpoint), `min_score` (0: answers that are less probable come out with
+    `two_way` (`False`; `True` lets both branches propose and judge), `two_way_weight` (say of the right-to-left branch
+    in that; what was tuned for the checkpoint), `scales` (sizes at which each picture is read, as factors; what was
+    chosen for the checkpoint), `max_time` (seconds), `min_score` (0: answers that are less probable come out with
     `latex=None`), `generate_kwargs`.
     """
 

@@ -31,6 +31,7 @@ def read_formulas(
     two_way: bool = False,
     two_way_weight: float | None = None,
     scales: Sequence[float] | None = None,
+    max_time: float | None = None,
     **generate_kwargs: Any,
 ) -> list[list[Reading]]:
     """Reads a batch of pictures.
@@ -50,6 +51,8 @@ def read_formulas(
             formulas are searched; at each further one the best few (five, or `top_k`, of `num_beams`) are judged
             again, and the mean of all log-probabilities decides. By default `generation_config.reading_scales`, or
             their own size alone.
+        max_time (`float`, *optional*): seconds that the search may take; answers are cut off there. By default
+            `generation_config.max_time`, or no limit.
         generate_kwargs: further options of `generate`; not with `two_way`.
 
     Returns:
@@ -65,17 +68,20 @@ def read_formulas(
     settings = model.generation_config
     scales = check_scales(getattr(settings, "reading_scales", (1.0,)) if scales is None else scales)
     weight = getattr(settings, "two_way_weight", 0.5) if two_way_weight is None else two_way_weight
+    max_time = settings.max_time if max_time is None else max_time
     beams = max(num_beams, top_k)
     kept = max(top_k, min(beams, JUDGED)) if len(scales) > 1 else top_k
     pixel_values = pixel_values.to(model.device, model.dtype)
     pixel_mask = pixel_mask.to(model.device) if pixel_mask is not None else None
     views = [model.encoder(*resized(pixel_values, pixel_mask, scale)) for scale in scales]
     if two_way:
-        sequences, known, totals = _search_both(model, tokenizer, views[0], beams, kept, max_length, grammar, weight)
+        sequences, known, totals = _search_both(
+            model, tokenizer, views[0], beams, kept, max_length, max_time, grammar, weight
+        )
         token_log_probs = score_sequences(model, views[0], sequences)
     else:
         sequences, known, token_log_probs = _search(
-            model, tokenizer, views[0], direction, beams, kept, max_length, grammar, **generate_kwargs
+            model, tokenizer, views[0], direction, beams, kept, max_length, max_time, grammar, **generate_kwargs
         )
         totals = token_log_probs.sum(dim=1)
     ranked = torch.arange(len(sequences), device=sequences.device).unflatten(0, (-1, kept))
@@ -108,6 +114,7 @@ def _search_both(
     num_beams: int,
     top_k: int,
     max_length: int,
+    max_time: float | None,
     grammar: bool,
     weight: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,6 +127,7 @@ def _search_both(
         num_return_sequences=top_k,
         weight=weight,
         max_length=max_length,
+        max_time=max_time,
     )
     joint = torch.lerp(found.l2r_scores, found.r2l_scores, weight)
     return found.sequences[:, 1:], found.scores > float("-inf"), joint
@@ -170,6 +178,7 @@ def _search(
     num_beams: int,
     top_k: int,
     max_length: int,
+    max_time: float | None,
     grammar: bool,
     **generate_kwargs: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -186,11 +195,21 @@ def _search(
             num_beams=num_beams,
             max_length=max_length,
             tokenizer=tokenizer if grammar else None,
+            max_time=max_time,
         )
         written, log_probs, known = stacked(found, top_k, model.config.pad_token_id)
     else:
         written, log_probs, known = _generate(
-            model, tokenizer, encoder_outputs, direction, num_beams, top_k, max_length, grammar, **generate_kwargs
+            model,
+            tokenizer,
+            encoder_outputs,
+            direction,
+            num_beams,
+            top_k,
+            max_length,
+            grammar,
+            max_time=max_time,
+            **generate_kwargs,
         )
     # Further sizes judge them where the model is.
     written, log_probs, known = (part.to(model.device) for part in (written, log_probs, known))

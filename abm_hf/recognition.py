@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from .image_reading_abm import ImageInputError
 from .modeling_abm import ABMForConditionalGeneration
 from .pretrained import checkpoint_path
 from .processing_abm import ABMProcessor
 from .reading_abm import read_formulas
 from .readings_abm import Reading
-from .recognizing import BaseRecognizer, Recognition, pad_pictures
+from .recognizing import BaseRecognizer, Recognition, are_several, pad_pictures
 from .runtime import Precision, encoder_dtype
 
 
@@ -71,7 +72,10 @@ class Recognizer(BaseRecognizer):
 
     def normalize(self, image: Any) -> np.ndarray:
         processed = self.processor.image_processor(image, do_pad=False, do_rescale=False, return_tensors="np")
-        return processed["pixel_values"][0][0].astype(np.uint8)
+        pictures = processed["pixel_values"]
+        if len(pictures) != 1:
+            raise ImageInputError(f"{len(pictures)} pictures in the place of one")
+        return pictures[0][0].astype(np.uint8)
 
     def read(self, pictures: Sequence[np.ndarray], **options: Any) -> list[list[Reading]]:
         inputs = self._batch(pictures)
@@ -139,12 +143,12 @@ def recognize(
         options: see [`Recognizer.__call__`].
 
     Returns:
-        A [`Recognition`] for a single picture; a list with one for each, in order, for a list.
+        A [`Recognition`] for a single picture; a list with one for each, in order, for several.
     """
     results = _recognizer(str(model) if model is not None else None, str(device) if device else None)(
         images, **options
     )
-    return results if isinstance(images, list | tuple) else results[0]
+    return results if are_several(images) else results[0]
 
 
 @lru_cache(maxsize=2)

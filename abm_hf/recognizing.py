@@ -111,7 +111,8 @@ class BaseRecognizer(ABC):
         """Reads pictures or ink.
 
         Args:
-            images: one or a list of paths (pictures or `.inkml`), PIL images, arrays, tensors, bytes or [`Ink`].
+            images: one or a list of paths (pictures or `.inkml`), PIL images, arrays, tensors, bytes or [`Ink`]; or an
+                array or tensor of four axes, a picture for each entry of the first.
             num_beams: hypotheses followed at a time; 1 is greedy: faster, less accurate.
             top_k: readings returned for each picture.
             batch_size: pictures decoded together; they are sorted by size for this.
@@ -232,9 +233,14 @@ def iter_inputs(paths: Iterable[str | Path]) -> Iterator[Path]:
         yield from found
 
 
+def are_several(images: Any) -> bool:
+    """Whether this is a list of inputs, or an array or tensor (B, C, H, W) or (B, H, W, C) of them, and not one."""
+    return isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
+
+
 def as_list(images: Any) -> list[Any]:
     """One input or several, as a list."""
-    return list(images) if isinstance(images, list | tuple) else [images]
+    return list(images) if are_several(images) else [images]
 
 
 def _recognition(candidates: Sequence[Reading], picture: np.ndarray, milliseconds: float) -> Recognition:

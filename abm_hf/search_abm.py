@@ -4,6 +4,8 @@ For beam search `generate` goes through a hundred small tensor operations betwee
 picture take half as long as the step itself. Here hypotheses are kept in NumPy (`numpy_search_abm`), as for ONNX.
 """
 
+import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +26,7 @@ _WITHOUT_EFFECT = {
     "pad_token_id",
     "decoder_start_token_id",
     "max_length",
+    "max_time",  # both are passed on
     "num_beams",
     "num_return_sequences",
     "output_attentions",
@@ -84,6 +87,7 @@ def find_hypotheses(
     tokenizer: Any = None,
     length_penalty: float = 1.0,
     lengths: Sequence[int] | None = None,
+    max_time: float | None = None,
 ) -> list[list[Hypothesis]]:
     """What `generate` finds for each of B pictures, up to `num_beams` hypotheses in its order.
 
@@ -95,11 +99,13 @@ def find_hypotheses(
         tokenizer: with it, the grammar of its vocabulary is kept to.
         lengths: B numbers of steps after which a picture's hypotheses end, in place of when the branch would end them:
             to measure a branch that has not been trained.
+        max_time: seconds, as in `generate`: hypotheses are cut off there.
     """
     ends = model.config.bos_token_id, model.config.eos_token_id
     start, stop = ends if direction == "l2r" else ends[::-1]
     grammar = tokenizer_grammar(tokenizer, direction) if tokenizer is not None else None
-    task = Task(start, stop, max_length, grammar, tuple(lengths) if lengths is not None else None)
+    deadline = math.inf if max_time is None else time.monotonic() + max_time
+    task = Task(start, stop, max_length, grammar, tuple(lengths) if lengths is not None else None, deadline)
     state = BranchState(model._branch(direction), encoder_outputs, num_beams)
     if num_beams == 1:
         return greedy_search(BranchState.step, state, task)

@@ -9,7 +9,7 @@ any number of them may take up what others left.
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,20 +67,26 @@ class PredictionFile:
         return sorted(self.path.parent.glob(f"{self.path.name}.part-*"))
 
     def names(self) -> set[str]:
-        """Inputs that have been read, by whichever process."""
-        return set(self._lines())
+        """Inputs that have been read, by whichever process; those that failed are to be tried again."""
+        return {name for name, line in self._lines().items() if not _failed(line)}
 
     def mend(self, shard: Shard) -> None:
         """Takes off what a crash left unfinished in the part of this process.
 
         Raises:
             OSError: if it cannot be written.
+            ValueError: if the file or the part holds something else than predictions.
         """
-        path = self.part(shard)
-        if path.is_file():
-            kept = "".join(_lines_of(path).values())
-            if kept != path.read_text(encoding="utf-8"):
-                path.write_text(kept, encoding="utf-8")
+        for path in {self.path, self.part(shard)}:
+            if not path.is_file():
+                continue
+            text = path.read_text(encoding="utf-8", errors="replace")
+            *lines, torn = text.split("\n")
+            begins_like_ours = torn.startswith(_BEGINNING) or _BEGINNING.startswith(torn)
+            if not (begins_like_ours and all(map(_name, lines))):
+                raise ValueError(f"{path} holds something else than predictions: choose another --output")
+            if torn and path == self.part(shard):
+                path.write_text(text[: len(text) - len(torn)], encoding="utf-8")
 
     def merge(self, names: Sequence[str]) -> bool:
         """Puts the parts together once they hold all `names`, in that order behind what the file held before.
@@ -95,7 +101,7 @@ class PredictionFile:
         lines = self._lines()
         if not lines.keys() >= set(names):
             return False
-        if parts:
+        if parts or len(lines) < _count_lines(self.path):
             wanted = set(names)
             earlier = [name for name in lines if name not in wanted]
             incoming = self.path.with_name(f".{self.path.name}.{platform.node()}-{os.getpid()}.incoming")
@@ -106,22 +112,41 @@ class PredictionFile:
         return True
 
     def _lines(self) -> dict[str, str]:
+        """Lines by the name of their input. The last one counts, but an answer is worth more than a failure."""
         lines: dict[str, str] = {}
         for path in (self.path, *self.parts()):
-            lines |= _lines_of(path)
+            for name, line in _lines_of(path):
+                if name not in lines or _failed(lines[name]) or not _failed(line):
+                    lines[name] = line
         return lines
 
 
-def _lines_of(path: Path) -> dict[str, str]:
-    """Whole lines by the name of their input; none if another process has just taken the file away."""
-    lines = {}
+# How each line begins: see `commands.writing`.
+_BEGINNING = '{"file": "'
+
+
+def _lines_of(path: Path) -> Iterator[tuple[str, str]]:
+    """Names of inputs and their whole lines; none if another process has just taken the file away."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        return {}
+        return
     for line in text.split("\n"):
-        try:
-            lines[str(json.loads(line)["file"])] = line + "\n"
-        except (ValueError, KeyError, TypeError):
-            continue
-    return lines
+        if name := _name(line):
+            yield name, line + "\n"
+
+
+def _count_lines(path: Path) -> int:
+    return path.read_text(encoding="utf-8").count("\n") if path.is_file() else 0
+
+
+def _name(line: str) -> str | None:
+    """The input that a line is about; `None` if it is no line of predictions, or none that is whole."""
+    try:
+        return str(json.loads(line)["file"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _failed(line: str) -> bool:
+    return "error" in json.loads(line)

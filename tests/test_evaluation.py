@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,10 +22,12 @@ from training_runs import write_pictures
 import abm_hf.evaluation as evaluation
 from abm_hf import ABMForConditionalGeneration
 from abm_hf.evaluation import EvaluationArguments, evaluate_checkpoint
+from abm_hf.evaluation_parts import read_items
 from abm_hf.evaluation_report import build_report
 from abm_hf.metrics.errors import align_tokens, count_token_errors, structure_depth, wilson_interval
 from abm_hf.pretrained import CheckpointError
-from abm_hf.training.arguments import ArgumentError
+from abm_hf.training.arguments import ArgumentError, DataArguments
+from abm_hf.training.items import load_split
 
 _RATES = ("exprate", "exprate_1", "exprate_2", "exprate_3", "wer", "structure_rate", "tree_rate")
 
@@ -133,6 +136,13 @@ def test_what_cannot_be_evaluated_is_refused_before_any_work(arguments: Evaluati
     for name in ("beams", "top_k", "max_items", "batch_images", "max_length"):
         with pytest.raises(ArgumentError, match=rf"{name} must be at least"):
             replace(arguments, **{name: 0})
+
+
+def test_items_of_one_id_are_refused(tmp_path: Path) -> None:
+    items = load_split("synthetic", "train", DataArguments(synthetic_items=3))
+    items.ids[2] = items.ids[0]
+    with pytest.raises(ArgumentError, match="several items have the id 'train-0'"):
+        read_items(items, lambda values, mask: [], tmp_path, Accelerator(cpu=True), 4, 10_000)
 
 
 def a_result(**more: Any) -> dict[str, Any]:

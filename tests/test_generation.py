@@ -1,5 +1,6 @@
 """Decoding: `generate` in all its forms, scoring by either branch, two-way search."""
 
+import copy
 import itertools
 import threading
 from collections.abc import Callable
@@ -448,8 +449,33 @@ def test_two_way_search_through_generate(lively: ABMForConditionalGeneration) ->
     assert torch.equal(lively.generate(**inputs, **options), expected.sequences)
     output = lively.generate(**inputs, **options, return_dict_in_generate=True)
     torch.testing.assert_close(output.scores, expected.scores)
-    with pytest.raises(ValueError, match="does not sample"):
-        lively.generate(**inputs, **options, do_sample=True)
+    for other, message in (
+        ({"do_sample": True}, "does not sample"),
+        ({"decoder_direction": "r2l"}, "leave decoder_direction out"),
+        ({"repetition_penalty": 2.0}, "RepetitionPenaltyLogitsProcessor"),
+        ({"logits_processor": [LatexGrammarLogitsProcessor.from_tokenizer(tokenizer)]}, "LatexGrammarLogits"),
+        ({"stopping_criteria": [lambda ids, scores: False]}, "stopping criteria"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            lively.generate(**inputs, **options, **other)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("two_way", [False, True])
+def test_a_search_stops_when_its_time_is_over(
+    lively: ABMForConditionalGeneration, num_beams: int, two_way: bool
+) -> None:
+    inputs, tokenizer = pictures((32, 48), (48, 32)), ABMTokenizer()
+    options = {"num_beams": num_beams, "max_length": 40, "two_way": two_way}
+    whole = read_formulas(lively, tokenizer, **inputs, **options)
+    assert min(len(row[0].tokens) for row in whole) > 2
+    cut = read_formulas(lively, tokenizer, **inputs, **options, max_time=0.0)
+    assert len(cut) == 2 and max(len(row[0].tokens) for row in cut if row) == 1
+    assert two_way or not any(row[0].finished for row in cut)
+    assert read_formulas(lively, tokenizer, **inputs, **options, max_time=1e6) == whole
+    limited = copy.deepcopy(lively)
+    limited.generation_config.max_time = 0.0
+    assert read_formulas(limited, tokenizer, **inputs, **options) == cut
 
 
 def test_two_way_search_refuses_what_it_cannot_do(model: ABMForConditionalGeneration) -> None:

@@ -375,7 +375,7 @@ def test_unfused_model_is_what_it_was(tiny_config: ABMConfig, tmp_path: Path) ->
     assert all(torch.equal(after[name], value) for name, value in before.items())
     with pytest.raises(RuntimeError, match=r"call eval\(\) first"):
         model.fuse()
-    labels = torch.randint(2, 112, (2, 6))
+    labels = _labels()
     model(torch.rand(2, 1, 48, 64), labels=labels).loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
@@ -399,7 +399,7 @@ def test_training_in_half_precision_stays_finite(tiny_config: ABMConfig) -> None
     model = ABMForConditionalGeneration(tiny_config)
     with torch.no_grad():  # energies far beyond what a bare exp survives
         model.branches["l2r"].attention.energy.weight.mul_(1e3)
-    labels = torch.randint(2, 112, (2, 6))
+    labels = _labels()
     for dtype in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", dtype):
             output = model(torch.rand(2, 1, 48, 64), labels=labels)
@@ -409,10 +409,94 @@ def test_training_in_half_precision_stays_finite(tiny_config: ABMConfig) -> None
         model.zero_grad()
 
 
+def _labels() -> Tensor:
+    return F.pad(torch.randint(2, 112, (2, 6)), (0, 1), value=1)
+
+
+def test_a_model_in_bfloat16_trains_and_scores(tiny_config: ABMConfig) -> None:
+    """Weights and all, without autocast: as `from_pretrained(dtype=torch.bfloat16)` gives it."""
+    torch.manual_seed(0)
+    model = ABMForConditionalGeneration(tiny_config)
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    image, labels = torch.rand(2, 1, 48, 64), _labels()
+    loss = half(image.bfloat16(), labels=labels).loss
+    loss.backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in half.parameters())
+    torch.testing.assert_close(loss.float(), model(image, labels=labels).loss, rtol=0.02, atol=0)
+    assert half.eval()(image.bfloat16(), decoder_input_ids=labels).logits.dtype == torch.bfloat16
+
+
+def test_evaluation_between_forward_and_backward_pass_changes_no_gradient(tiny_config: ABMConfig) -> None:
+    torch.manual_seed(0)
+    model = ABMForConditionalGeneration(ABMConfig(**{**tiny_config.to_diff_dict(), "encoder_dropout": 0.3}))
+    image, labels = torch.rand(2, 1, 48, 64), _labels()
+    found = []
+    for to_evaluation in (False, True):
+        torch.manual_seed(1)
+        model.train().zero_grad()
+        loss = model(image, labels=labels).loss
+        model.train(not to_evaluation)
+        loss.backward()
+        found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.int64])
+def test_any_number_but_zero_marks_the_picture(tiny_config: ABMConfig, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = ABMForConditionalGeneration(tiny_config).eval()
+    image, mask = torch.rand(2, 1, 48, 64), torch.ones(2, 48, 64, dtype=torch.bool)
+    mask[1, :, 40:] = False
+    for by_size in (True, False):
+        model.encoder.by_size = by_size
+        expected = model.encoder(image, mask).last_hidden_state
+        assert torch.equal(model.encoder(image, 255 * mask.to(dtype)).last_hidden_state, expected)
+
+
+def test_labels_and_sequences_that_do_not_fit_are_told(tiny_config: ABMConfig) -> None:
+    model = ABMForConditionalGeneration(tiny_config)
+    image = torch.rand(2, 1, 48, 64)
+    for labels in ([[5, 1], [-100, -100]], [[5, 1], [5, 6]], [[5, 1], [1, 5]]):
+        with pytest.raises(ValueError, match="end with the end token"):
+            model(image, labels=torch.tensor(labels))
+    for count in (1, 3):
+        with pytest.raises(ValueError, match=f"{count} sequences cannot share 2 pictures"):
+            model(image, decoder_input_ids=torch.zeros(count, 2, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    "targets", ["all-linear", ["query", "recurrent"], ["key", "energy", "output_context"], ["conv1", "conv2"]]
+)
+def test_adapters_count_merged_or_not(tiny_config: ABMConfig, targets: str | list[str]) -> None:
+    """LoRA, also around layers whose weights are composed instead of called."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    options = peft.LoraConfig(target_modules=targets, init_lora_weights=False)
+    model = peft.get_peft_model(ABMForConditionalGeneration(tiny_config), options)
+    inputs = {"pixel_values": torch.rand(2, 1, 48, 64)}
+    model(**inputs, labels=_labels()).loss.backward()
+    trained = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained and all(grad is not None and grad.abs().sum() > 0 for grad in trained.values())
+    inputs["decoder_input_ids"] = torch.tensor([[0, 5, 6], [0, 7, 8]])
+    with torch.no_grad():
+        adapted = model.eval()(**inputs).logits[..., :112]
+        with model.disable_adapter():
+            assert (model(**inputs).logits[..., :112] - adapted).abs().max() > 1e-4
+        merged = model.merge_and_unload()(**inputs).logits[..., :112]
+    torch.testing.assert_close(merged, adapted)
+
+
+def test_a_layer_of_unknown_effect_is_refused(tiny_config: ABMConfig) -> None:
+    model = ABMForConditionalGeneration(tiny_config)
+    model.branches["l2r"].attention.query = torch.nn.Sequential(model.branches["l2r"].attention.query)
+    with pytest.raises(ValueError, match="Sequential cannot stand for"):
+        model(torch.rand(2, 1, 48, 64), labels=_labels())
+
+
 def test_every_parameter_learns(tiny_config: ABMConfig) -> None:
     torch.manual_seed(0)
     model = ABMForConditionalGeneration(tiny_config)
-    model(torch.rand(2, 1, 48, 64), labels=torch.randint(2, 112, (2, 6))).loss.backward()
+    model(torch.rand(2, 1, 48, 64), labels=_labels()).loss.backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 

@@ -40,6 +40,15 @@ def test_every_kind_of_input_gives_the_same_answer(recognizer: Recognizer, tmp_p
     assert all(np.array_equal(result.image, results[0].image) for result in results)
 
 
+def test_a_batch_as_an_array(recognizer: Recognizer) -> None:
+    together = np.stack([np.asarray(_drawing(seed=seed)) for seed in range(3)])
+    expected = [result.latex for result in recognizer(list(together), num_beams=2, max_length=12)]
+    for batch in (together[:, None], torch.from_numpy(together.copy())[:, None], together[..., None]):
+        assert [result.latex for result in recognizer(batch, num_beams=2, max_length=12)] == expected
+    with pytest.raises(ImageInputError, match="2 pictures in the place of one"):
+        recognizer([[_drawing(), _drawing()]])
+
+
 def test_ink_and_inkml(recognizer: Recognizer, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     ink = Ink(strokes=tuple(np.cumsum(rng.normal(size=(20, 2)), axis=0) * 10 for _ in range(3)))
@@ -141,6 +150,9 @@ def test_pipeline(tiny_checkpoint: Path, recognizer: Recognizer) -> None:
     assert reader(images[0], num_beams=1, max_length=10, min_score=1.1)[0]["latex"] is None
     streamed = reader((image for image in images), num_beams=2, max_length=10)
     assert [answer[0]["latex"] for answer in streamed] == expected
+    two_way = {"two_way": True, "num_beams": 2, "max_length": 10}
+    weighed = [reader(images[0], **two_way, two_way_weight=weight)[0]["score"] for weight in (0.1, 0.9)]
+    assert weighed[0] != weighed[1]
     with pytest.raises(TypeError, match="beams"):
         reader(images[0], beams=3)
 

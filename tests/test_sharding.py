@@ -78,7 +78,33 @@ def test_two_processes_write_what_one_writes(
     assert [row["file"] for row in found] == [row["file"] for row in expected]
     assert [row.get("latex") for row in found] == [row.get("latex") for row in expected]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.jsonl", "pictures", "two.jsonl"]
-    assert main([*_command(tiny_checkpoint, pictures, two), "--num-proc", "2"]) == 0, "all has been read"
+    assert main([*_command(tiny_checkpoint, pictures, two), "--num-proc", "2"]) == 1, "what failed is tried again"
+    assert two.read_text() == "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_an_input_that_failed_is_tried_again(
+    tiny_checkpoint: Path, pictures: Path, tmp_path: Path, processes: str
+) -> None:
+    output = tmp_path / "out.jsonl"
+    command = [*_command(tiny_checkpoint, pictures, output), "--num-proc", processes]
+    assert main(command) == 1
+    before = output.read_text().splitlines()
+    (pictures / "9.png").write_bytes((pictures / "0.png").read_bytes())
+    assert main(command) == 0
+    after = output.read_text().splitlines()
+    assert after[:-1] == before[:-1] and json.loads(after[-1])["latex"] is not None
+    assert main(command) == 0 and output.read_text().splitlines() == after
+
+
+@pytest.mark.parametrize("content", ["Do not lose me.\n", "Do not lose me.", '{"text": "nor me"}\n', _line("a") + "x"])
+def test_a_file_of_something_else_is_left_alone(
+    tiny_checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    output = tmp_path / "notes.txt"
+    output.write_text(content)
+    assert main(_command(tiny_checkpoint, pictures, output)) == 2
+    assert "holds something else" in capsys.readouterr().err and output.read_text() == content
 
 
 def test_processes_of_a_launcher(tiny_checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
@@ -101,6 +127,7 @@ def test_mistakes(tiny_checkpoint: Path, pictures: Path, capsys: pytest.CaptureF
         ([str(pictures), "--num-proc", "2"], "--output"),
         (["-", "--num-proc", "2", "--output", str(tmp_path / "out.jsonl")], "stdin"),
         ([str(pictures), "--format", "png"], "folder"),
+        ([str(pictures), "--format", "latex", "--output", str(tmp_path / "out.txt")], "JSON lines"),
         ([str(pictures), "--two-way-weight", "0.4"], "--two-way"),
     ):
         assert main(["recognize", *arguments, "--model", str(tiny_checkpoint)]) == 2

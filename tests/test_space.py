@@ -26,6 +26,7 @@ from PIL import Image
 
 pytest.importorskip("gradio", reason="the demo needs gradio: pip install abm-hf[demo]")
 
+from abm_hf import Recognizer
 from abm_hf.data.ink import Ink
 from abm_hf.demo import app, components, guard, inputs, service
 from abm_hf.demo.inputs import RefusedError
@@ -186,6 +187,16 @@ def demo_service(recognizer: Any) -> service.Service:
 def test_limits_reach_the_model(demo_service: service.Service, recognizer: Any) -> None:
     assert recognizer.model.generation_config.max_time == service.TIME_LIMIT
     assert recognizer.processor.image_processor.max_megapixels == inputs.MAX_MEGAPIXELS
+
+
+@pytest.mark.parametrize(
+    "settings", [service.Settings(beam=False), service.Settings(), service.Settings(two_way=True)]
+)
+def test_a_reading_stops_at_its_time_limit(tiny_checkpoint: Path, settings: service.Settings) -> None:
+    ink = Ink(tuple(map(np.array, STROKES)))
+    recognizer = Recognizer(tiny_checkpoint, device="cpu")
+    assert len(service.Service(recognizer).read(ink, settings)["tokens"]) > 2
+    assert len(service.Service(recognizer, time_limit=0.0).read(ink, settings)["tokens"]) <= 1
 
 
 def test_an_answer_has_all_that_the_page_shows(demo_service: service.Service) -> None:

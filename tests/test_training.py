@@ -373,6 +373,20 @@ def test_other_data_under_the_same_name_is_refused(data: Path, tmp_path: Path, u
         train(arguments(tmp_path / "copy", uninterrupted))
 
 
+def test_other_validation_data_is_refused_and_what_was_best_on_it_forgotten(data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    captions = other / "train" / "caption.txt"
+    captions.write_text(captions.read_text().replace("x", "z"))
+    output, on = tmp_path / "run", ["--validation_split", "train", "--validation_data"]
+    before = train(arguments(data, output, "--max_steps", "2", *on, str(data)))
+    with pytest.raises(RunDirectoryError, match="other validation data"):
+        train(arguments(data, output, "--max_steps", "2", *on, str(other)))
+    assert before["best"] >= 0
+    after = train(arguments(data, output, "--max_steps", "3", "--extend", *on, str(other)))
+    assert after["best"] == history(output)[-1]["exprate"]
+
+
 def test_trackers_get_what_is_logged(data: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     train(arguments(data, tmp_path / "run", "--max_steps", "2", "--trackers", "tensorboard"))

@@ -124,6 +124,14 @@ def test_an_empty_split_and_an_unknown_token_are_explained(tmp_path: Path) -> No
         load_items(arguments(tmp_path, tmp_path / "run", "--validation_fraction", "0.4").data, ABMTokenizer())
 
 
+def test_what_is_held_out_is_in_no_part(data: Path, tmp_path: Path) -> None:
+    line = ["--data", f"{data},{data}", "--validation_split", "holdout"]
+    twice, validation = load_items(arguments(data, tmp_path, *line).data, ABMTokenizer())
+    once, same = load_items(arguments(data, tmp_path, *line[2:]).data, ABMTokenizer())
+    assert validation.ids == same.ids and twice.ids == 2 * once.ids
+    assert not set(twice.groups) & set(validation.groups)
+
+
 def test_a_prepared_data_set_is_read(tmp_path: Path, data: Path) -> None:
     datasets = pytest.importorskip("datasets")
     offline = load_split(str(data), "train", Arguments().data)

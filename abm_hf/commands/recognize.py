@@ -75,7 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="FILE.jsonl|FOLDER",
-        help="append JSON lines to a file; inputs in it are not read again. With --format png: where the pictures go",
+        help="append JSON lines to a file; inputs that it has answers for are not read again. With --format png: "
+        "where the pictures go",
     )
     parser.add_argument(
         "--num-proc", type=_positive, default=1, metavar="N", help="processes that share the inputs, with --output"
@@ -110,6 +111,8 @@ def _contradiction(options: argparse.Namespace, shard: Shard) -> str | None:
         return "several processes write together only to --output FILE.jsonl"
     if several and _STDIN in options.inputs:
         return "several processes cannot share stdin: name files or folders"
+    if options.format == "latex" and options.output is not None:
+        return "--output takes JSON lines: leave --format latex out, or redirect standard output for LaTeX alone"
     if options.format == "png" and options.output is None:
         return "--format png needs --output, a folder (or a .png file for a single input)"
     if options.backend == "onnx" and options.precision != "float32":

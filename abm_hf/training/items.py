@@ -301,8 +301,11 @@ def load_items(arguments: DataArguments, tokenizer: Any) -> tuple[Items, Items]:
     if arguments.validation_split != "holdout":
         validation = load_split(arguments.validation_data or sources[0], arguments.validation_split, arguments)
     else:
-        kept, held = hold_out(parts[0], arguments.validation_fraction)
-        validation, parts[0] = parts[0].subset(held), parts[0].subset(kept)
+        _, held = hold_out(parts[0], arguments.validation_fraction)
+        validation = parts[0].subset(held)
+        groups = set(validation.groups)
+        # From all parts: a source may be named twice, and others may have expressions by the same writers.
+        parts = [part.subset([n for n, group in enumerate(part.groups) if group not in groups]) for part in parts]
     train = concatenate(parts)
     short = np.flatnonzero(train.lengths <= arguments.max_label_tokens)
     if len(short) < len(train):

@@ -54,7 +54,7 @@ def train(arguments: Arguments) -> dict[str, Any]:
     directory.check_same_run(arguments.hyper_parameters(), Arguments().hyper_parameters(), free=arguments.changeable())
     tokenizer = ABMTokenizer()
     train_items, validation_items = load_items(arguments.data, tokenizer)
-    check_same_data(directory, train_items, extend=arguments.optimization.extend)
+    check_same_data(directory, train_items, validation_items, extend=arguments.optimization.extend)
     run = build_run(arguments, make_accelerator(arguments), directory, tokenizer, train_items, validation_items)
     try:
         resume(run)

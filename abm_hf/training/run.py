@@ -46,6 +46,10 @@ class Progress:
         """Step at which the run is finished."""
         return self.legs[-1].end
 
+    def forget_best(self) -> None:
+        """What was best on other validation data is no measure any more."""
+        self.best, self.best_step, self.plateau.best = -1.0, 0, math.inf
+
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
         return {**vars(self), "legs": legs_to_state(self.legs), "plateau": dict(vars(self.plateau))}
@@ -116,20 +120,23 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def check_same_data(directory: RunDirectory, items: Items, extend: bool = False) -> None:
-    """Raises [`RunDirectoryError`] when the run in the directory was started on other training items.
+def check_same_data(directory: RunDirectory, items: Items, validation: Items, extend: bool = False) -> None:
+    """Raises [`RunDirectoryError`] when the run in the directory was started on other items.
 
-    A run that is extended may go on with others, with a warning: what was held out before may now be trained on.
+    A run that is extended may go on with others, with a warning: what was held out before may now be trained on, and
+    evaluations cannot be compared with those before.
     """
-    recorded = directory.recorded()
-    if recorded is not None and recorded["data"] != items.fingerprint():
-        if extend:
-            logger.warning("the training data changes from %d items to %d others", recorded["items"], len(items))
-            return
-        raise RunDirectoryError(
-            f"{directory.path} holds a run on other data ({recorded['items']} items there, {len(items)} now): "
-            "resume with the same data, or choose another output_dir"
-        )
+    recorded = directory.recorded() or {}
+    for kind, key, now in (("training", "data", items), ("validation", "validation", validation)):
+        if recorded.get(key, now.fingerprint()) == now.fingerprint():  # runs before there was the second have none
+            continue
+        before = recorded["items" if key == "data" else "validation_items"]
+        if not extend:
+            raise RunDirectoryError(
+                f"{directory.path} holds a run on other {kind} data ({before} items there, {len(now)} now): "
+                "resume with the same data, or choose another output_dir"
+            )
+        logger.warning("the %s data changes from %d items to %d others", kind, before, len(now))
 
 
 def describe(run: Run) -> dict[str, Any]:
@@ -140,6 +147,7 @@ def describe(run: Run) -> dict[str, Any]:
         "arguments": run.arguments.as_dict(),
         "data": run.train_items.fingerprint(),
         "items": len(run.train_items),
+        "validation": run.validation_items.fingerprint(),
         "validation_items": len(run.validation_items),
         "parameters": sum(parameter.numel() for parameter in run.bare_model.parameters()),
         "planned_steps": run.progress.planned_steps,
@@ -259,6 +267,8 @@ def resume(run: Run) -> None:
         logger.info("going on from step %d of %d", run.progress.step, run.progress.end)
     if recorded is not None and loaded is not None:
         _check_length(run, recorded)
+        if recorded.get("validation", run.validation_items.fingerprint()) != run.validation_items.fingerprint():
+            run.progress.forget_best()
         if recorded["processes"] != run.accelerator.num_processes:
             logger.warning(
                 "the run had %d processes and has %d now: it goes on, but not with the same numbers",
