@@ -486,6 +486,16 @@ def test_adapters_count_merged_or_not(tiny_config: ABMConfig, targets: str | lis
     torch.testing.assert_close(merged, adapted)
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_call_becomes_a_graph(tiny_config: ABMConfig, gradients: bool) -> None:
+    torch.manual_seed(0)
+    model = ABMForConditionalGeneration(tiny_config).eval()
+    inputs = {"pixel_values": torch.rand(2, 1, 48, 64), "decoder_input_ids": torch.tensor([[0, 5, 6], [0, 7, 8]])}
+    with torch.set_grad_enabled(gradients):
+        graph = torch.export.export(model, (), inputs, strict=False).module()
+        torch.testing.assert_close(graph(**inputs).logits, model(**inputs).logits)
+
+
 def test_a_layer_of_unknown_effect_is_refused(tiny_config: ABMConfig) -> None:
     model = ABMForConditionalGeneration(tiny_config)
     model.branches["l2r"].attention.query = torch.nn.Sequential(model.branches["l2r"].attention.query)
