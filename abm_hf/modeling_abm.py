@@ -283,9 +283,12 @@ class ABMAttention(nn.Module):
     def prepare(self, features: Tensor, mask: Tensor) -> Memory:
         """What the recurrence reads of pictures with `features` (B, L, C) and `mask` (B, h, w)."""
         # All biases as one: apart, they would take another pass over the keys, and `--compile` on a CPU in bfloat16
-        # would fail (torch 2.13: inductor gives the sum that is the gradient of them all one name twice).
-        biases = [cast(Tensor, linear.bias) for linear in (self.key, *self.coverage_maps)]
-        return Memory(features, F.linear(features, adapted_weight(self.key), torch.stack(biases).sum(0)), mask)
+        # would fail (torch 2.13: inductor gives the sum that is the gradient of them all one name twice). They are
+        # added one by one: stacked, their gradients would share memory, and what accumulates in one would in all.
+        bias = cast(Tensor, self.key.bias)
+        for linear in self.coverage_maps:
+            bias = bias + cast(Tensor, linear.bias)
+        return Memory(features, F.linear(features, adapted_weight(self.key), bias), mask)
 
 
 class ABMGRUCell(nn.Module):

@@ -503,6 +503,22 @@ def test_a_layer_of_unknown_effect_is_refused(tiny_config: ABMConfig) -> None:
         model(torch.rand(2, 1, 48, 64), labels=_labels())
 
 
+def test_gradients_of_two_batches_add_up(tiny_config: ABMConfig) -> None:
+    torch.manual_seed(0)
+    model = ABMForConditionalGeneration(
+        ABMConfig(**{**tiny_config.to_diff_dict(), "encoder_dropout": 0.0, "dropout": 0.0})
+    )
+    assert len(model.config.coverage_kernels) > 1
+    image, labels = torch.rand(2, 1, 48, 64), _labels()
+    model(image, labels=labels).loss.backward()
+    once = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    model(image, labels=labels).loss.backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, 2 * once[name], msg=name)
+    places = [parameter.grad.data_ptr() for parameter in model.parameters() if parameter.grad is not None]
+    assert len(set(places)) == len(places), "gradients share memory"
+
+
 def test_every_parameter_learns(tiny_config: ABMConfig) -> None:
     torch.manual_seed(0)
     model = ABMForConditionalGeneration(tiny_config)

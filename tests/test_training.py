@@ -369,7 +369,7 @@ def test_other_data_under_the_same_name_is_refused(data: Path, tmp_path: Path, u
     captions = tmp_path / "copy" / "train" / "caption.txt"
     train(arguments(tmp_path / "copy", uninterrupted))  # the data may move
     captions.write_text(captions.read_text().replace("x", "z"))
-    with pytest.raises(RunDirectoryError, match="other data"):
+    with pytest.raises(RunDirectoryError, match="other training data"):
         train(arguments(tmp_path / "copy", uninterrupted))
 
 
