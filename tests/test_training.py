@@ -179,12 +179,14 @@ def test_sigterm_and_the_time_limit_save_and_the_run_goes_on(
     assert_equal_runs(tmp_path / "run", uninterrupted)
 
 
-def test_a_signal_to_the_whole_group_saves_as_well(data: Path, tmp_path: Path) -> None:
-    """As sent by a cluster's manager: to the loader's workers, too."""
-    line = options(data, tmp_path / "run", "--num_workers", "2", "--max_steps", "5000", "--eval_steps", "0")
+def test_a_signal_to_the_whole_group_saves_as_well(tmp_path: Path) -> None:
+    """As sent by `timeout` or a cluster's manager: to the loader's workers, too, and to all threads of theirs."""
+    line = options(Path("synthetic"), tmp_path / "run", "--num_workers", "2", "--max_steps", "5000")
+    line += ["--eval_steps", "0", "--synthetic_items", "40", "--augmentation", "ink", "--curriculum", "0:0"]
     with subprocess.Popen(
         [sys.executable, str(TRAIN), *line],
-        env=environment(),
+        # OpenBLAS starts threads of its own in the workers, before they can do anything about signals.
+        env={**environment(), "OPENBLAS_NUM_THREADS": "3", "OMP_NUM_THREADS": "3"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -95,6 +95,10 @@ VARIATIONS: dict[str, Variation] = {"none": scale_only, "image": vary_image, "in
 """By the value of the argument `augmentation`."""
 
 
+# What a whole group of processes is sent to end it.
+_GROUP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+
+
 class PlannedDataset(Dataset[LoadedBatch]):
     """Builds whole batches from [`PlannedBatch`] plans; all its randomness comes from the plan's seed.
 
@@ -123,7 +127,7 @@ def make_loader(dataset: PlannedDataset, sampler: BucketBatchSampler, arguments:
     """A loader over the sampler's endless stream."""
     plans: Any = sampler  # typed for lists of indices; a plan is what this data set takes
     keep: Any = _as_is
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_sampler=plans,
         collate_fn=keep,
@@ -132,6 +136,19 @@ def make_loader(dataset: PlannedDataset, sampler: BucketBatchSampler, arguments:
         worker_init_fn=_start_worker,
         pin_memory=pin,
     )
+
+
+class _Loader(DataLoader[LoadedBatch]):
+    """Starts its workers with signals blocked: libraries start threads in them before `_start_worker` is called."""
+
+    def __iter__(self) -> Any:
+        if not hasattr(signal, "pthread_sigmask"):
+            return super().__iter__()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _as_is(batch: LoadedBatch) -> LoadedBatch:
@@ -154,12 +171,11 @@ def _obey_parent_alone() -> None:
     parent = multiprocessing.parent_process()
     if parent is None or parent.pid is None or not hasattr(signal, "sigwaitinfo"):
         return
-    signals = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    threading.Thread(target=_await_parent, args=(signals, parent.pid), daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
+    threading.Thread(target=_await_parent, args=(parent.pid,), daemon=True).start()
 
 
-def _await_parent(signals: set[signal.Signals], parent: int) -> None:
-    while signal.sigwaitinfo(signals).si_pid != parent:
+def _await_parent(parent: int) -> None:
+    while signal.sigwaitinfo(_GROUP_SIGNALS).si_pid != parent:
         pass
     os._exit(0)
