@@ -56,11 +56,13 @@ def read_picture(source: ImageSource, max_megapixels: float, data_format: str | 
     Raises:
         ImageInputError: the picture is missing, unreadable, no image, too large, or an array of no such kind.
     """
+    if hasattr(source, "read"):
+        source = source.read()
     if isinstance(source, str | os.PathLike | bytes | bytearray):
         return _from_pillow(_open(source, max_megapixels), max_megapixels)
     if isinstance(source, Image.Image):
         return _from_pillow(source, max_megapixels)
-    if hasattr(source, "detach"):  # a torch tensor; NumPy knows no bfloat16
+    if hasattr(source, "detach") and hasattr(source, "cpu"):  # a torch tensor; NumPy knows no bfloat16
         source = source.detach().cpu()
         source = (source.float() if source.is_floating_point() else source).numpy()
     if isinstance(source, np.ndarray):

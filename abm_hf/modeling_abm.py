@@ -212,6 +212,7 @@ class ABMEncoder(nn.Module):
 
     def _features(self, pixel_values: Tensor, blanked: Tensor | None) -> Tensor:
         """Features (B, C, h, w) of pictures, zero where `blanked` (B, 1, H, W) is."""
+        pixel_values = pixel_values.to(self.stem.weight.dtype)
         if blanked is not None:
             blanked = blanked.to(pixel_values.dtype)
             pixel_values = pixel_values * blanked

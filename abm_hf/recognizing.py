@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from .data.ink import Ink, InkError
-from .data.inkml import read_inkml
+from .data.inkml import looks_like_inkml, read_inkml
 from .data.render import render_ink
 from .image_reading_abm import ImageInputError
 from .readings_abm import Reading
@@ -111,8 +111,8 @@ class BaseRecognizer(ABC):
         """Reads pictures or ink.
 
         Args:
-            images: one or a list of paths (pictures or `.inkml`), PIL images, arrays, tensors, bytes or [`Ink`]; or an
-                array or tensor of four axes, a picture for each entry of the first.
+            images: one or a list of paths (pictures or `.inkml`), bytes or open binary files of such, PIL images,
+                arrays, tensors or [`Ink`]; or an array or tensor of four axes, a picture for each entry of the first.
             num_beams: hypotheses followed at a time; 1 is greedy: faster, less accurate.
             top_k: readings returned for each picture.
             batch_size: pictures decoded together; they are sorted by size for this.
@@ -136,6 +136,8 @@ class BaseRecognizer(ABC):
             raise ValueError(
                 f"num_beams, top_k and batch_size must be at least 1, they are {num_beams}, {top_k} and {batch_size}"
             )
+        if errors not in ("raise", "return"):
+            raise ValueError(f"errors must be 'raise' or 'return', not {errors!r}")
         results: dict[int, Recognition] = {}
         pictures: dict[int, np.ndarray] = {}
         loading: dict[int, float] = {}
@@ -177,6 +179,10 @@ class BaseRecognizer(ABC):
             ImageInputError, InkError: if it cannot be read.
         """
         if isinstance(image, str | os.PathLike) and Path(image).suffix.lower() in INK_SUFFIXES:
+            image = read_inkml(image)
+        elif hasattr(image, "read"):
+            image = image.read()
+        if isinstance(image, bytes) and looks_like_inkml(image):
             image = read_inkml(image)
         if isinstance(image, Ink):
             return render_ink(image)

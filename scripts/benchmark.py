@@ -11,8 +11,10 @@ TASKS = ("decode", "train", "cold")
 def main() -> int:
     """Exit code: 0, or 2 for anything the user can put right."""
     if len(sys.argv) < 2 or sys.argv[1] not in TASKS:
-        print(f"usage: {sys.argv[0]} {{{','.join(TASKS)}}} [options]; each takes --help", file=sys.stderr)
-        return 2
+        asked = sys.argv[1:] in (["--help"], ["-h"])
+        usage = f"usage: {sys.argv[0]} {{{','.join(TASKS)}}} [options]; each takes --help"
+        print(usage, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
     from transformers import HfArgumentParser
 
     from abm_hf import benchmark

@@ -105,6 +105,8 @@ def test_cold_start_is_measured(tiny_checkpoint: Path) -> None:
 def test_wrong_usage_is_told() -> None:
     done = subprocess.run([sys.executable, SCRIPT, "decoding"], capture_output=True, text=True)
     assert done.returncode == 2 and "decode,train,cold" in done.stderr
+    done = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "decode,train,cold" in done.stdout
 
 
 def test_precision() -> None:

@@ -1,5 +1,6 @@
 """`recognize` and the pipeline: every kind of input, batches, n-best, errors in their place."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ def test_every_kind_of_input_gives_the_same_answer(recognizer: Recognizer, tmp_p
     image.save(tmp_path / "formula.png")
     array = np.asarray(image)
     inputs = [image, array, torch.from_numpy(array.copy()), str(tmp_path / "formula.png"), tmp_path / "formula.png"]
-    inputs.append((tmp_path / "formula.png").read_bytes())
+    inputs += [(tmp_path / "formula.png").read_bytes(), io.BytesIO((tmp_path / "formula.png").read_bytes())]
     results = recognizer(inputs, num_beams=2, max_length=12)
     assert len({result.latex for result in results}) == 1
     assert all(0 <= result.score <= 1 and result.error is None for result in results)
@@ -45,6 +46,8 @@ def test_a_batch_as_an_array(recognizer: Recognizer) -> None:
     expected = [result.latex for result in recognizer(list(together), num_beams=2, max_length=12)]
     for batch in (together[:, None], torch.from_numpy(together.copy())[:, None], together[..., None]):
         assert [result.latex for result in recognizer(batch, num_beams=2, max_length=12)] == expected
+    with pytest.raises(ValueError, match="errors must be 'raise' or 'return'"):
+        recognizer(_drawing(), errors="ignore")
     with pytest.raises(ImageInputError, match="2 pictures in the place of one"):
         recognizer([[_drawing(), _drawing()]])
 
@@ -53,8 +56,10 @@ def test_ink_and_inkml(recognizer: Recognizer, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     ink = Ink(strokes=tuple(np.cumsum(rng.normal(size=(20, 2)), axis=0) * 10 for _ in range(3)))
     write_inkml(ink, tmp_path / "formula.inkml")
-    drawn, read = recognizer([ink, tmp_path / "formula.inkml"], num_beams=1, max_length=12)
-    assert drawn.latex == read.latex and drawn.image is not None and drawn.image.max() == 255
+    content = (tmp_path / "formula.inkml").read_bytes()
+    inputs = [ink, tmp_path / "formula.inkml", content, io.BytesIO(content)]
+    drawn, *read = recognizer(inputs, num_beams=1, max_length=12)
+    assert {result.latex for result in read} == {drawn.latex} and drawn.image is not None and drawn.image.max() == 255
 
 
 def test_order_and_batching_change_nothing(recognizer: Recognizer) -> None:

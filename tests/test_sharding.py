@@ -127,6 +127,7 @@ def test_mistakes(tiny_checkpoint: Path, pictures: Path, capsys: pytest.CaptureF
         ([str(pictures), "--num-proc", "2"], "--output"),
         (["-", "--num-proc", "2", "--output", str(tmp_path / "out.jsonl")], "stdin"),
         ([str(pictures), "--format", "png"], "folder"),
+        ([str(pictures), "--format", "png", "--output", str(tmp_path / "one.png")], "name a folder"),
         ([str(pictures), "--format", "latex", "--output", str(tmp_path / "out.txt")], "JSON lines"),
         ([str(pictures), "--two-way-weight", "0.4"], "--two-way"),
     ):

@@ -96,6 +96,8 @@ def run(options: argparse.Namespace) -> int:
         return fail(str(error))
     if problem := _contradiction(options, shard):
         return fail(problem)
+    if options.format == "png" and len(inputs) > 1 and options.output.suffix.lower() == ".png":
+        return fail(f"{len(inputs)} inputs do not go into one picture: name a folder as --output")
     if options.num_proc > 1:
         return _run_processes(options, inputs)
     code = _run_shard(options, inputs, shard)
@@ -254,14 +256,16 @@ def _results(
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text}")
+    return int(text)
 
 
 def _probability(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {text}")
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text}")
     return value

@@ -34,10 +34,7 @@ class Writer(AbstractContextManager["Writer"]):
 
 
 class StreamWriter(Writer):
-    """One line on stdout for each input: LaTeX, MathML or JSON; empty where the answer is left out.
-
-    An input that failed has no line but in JSON.
-    """
+    """One line on stdout for each input: LaTeX, MathML or JSON; empty where there is no answer, or it is left out."""
 
     def __init__(self, form: str = "latex", min_score: float = 0.0):
         super().__init__(min_score)
@@ -47,10 +44,10 @@ class StreamWriter(Writer):
         unsure = self.is_unsure(result)
         if self.form == "json":
             print(json_line(name, result, unsure), flush=True)
-        elif result.error is None:
+        else:
             text = "" if unsure else result.mathml if self.form == "mathml" else result.latex
             print(text or "", flush=True)
-            if text is None:
+            if text is None and result.error is None:
                 return f"there is no MathML for {result.latex!r}"
         return None
 

@@ -6,6 +6,7 @@ declaration is refused before it reaches the parser: ink needs none, and entity 
 """
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -70,6 +71,12 @@ def read_inkml(source: Source, *, max_bytes: int = MAX_BYTES) -> Ink:
         strokes = [stroke[:, :2] for stroke in strokes]
     symbols = tuple(_read_symbols(root, stroke_of, name))
     return Ink(tuple(strokes), label=label, symbols=symbols, annotations=annotations)
+
+
+def looks_like_inkml(data: bytes) -> bool:
+    """Whether a file's first element is `ink`, or a document type declaration names it, which is refused later."""
+    head = data[:4096].replace(b"\0", b"").lower()
+    return re.search(rb"<(?:\w+:)?ink[\s>]|<!doctype\s+ink", head) is not None
 
 
 def write_inkml(ink: Ink, target: str | os.PathLike[str] | BinaryIO) -> None:

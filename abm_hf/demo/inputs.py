@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from ..data.ink import Ink, InkError
-from ..data.inkml import read_inkml
+from ..data.inkml import looks_like_inkml, read_inkml
 
 #: Bytes of a picture file at most; the page itself sends photographs scaled down to a fraction of it.
 MAX_PICTURE_BYTES = 6 * 2**20
@@ -95,7 +95,7 @@ def read_file(data: bytes) -> bytes | Ink:
     Raises:
         RefusedError: It is neither.
     """
-    return ink_from_inkml(data) if _looks_like_inkml(data) else check_picture(data)
+    return ink_from_inkml(data) if looks_like_inkml(data) else check_picture(data)
 
 
 def ink_from_inkml(data: bytes) -> Ink:
@@ -161,12 +161,6 @@ def _within_limits(ink: Ink) -> Ink:
 def _check_points(count: int) -> None:
     if count > MAX_POINTS:
         raise RefusedError(f"This ink has {count} points; {MAX_POINTS} are the limit.")
-
-
-def _looks_like_inkml(data: bytes) -> bool:
-    """Whether the file's first element is `ink`, or a document type declaration names it, which is refused later."""
-    head = data[:4096].replace(b"\0", b"").lower()
-    return re.search(rb"<(?:\w+:)?ink[\s>]|<!doctype\s+ink", head) is not None
 
 
 def _what_it_is(data: bytes) -> str:

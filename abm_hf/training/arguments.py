@@ -32,7 +32,7 @@ class DataArguments:
     """Where the expressions come from and how they are batched."""
 
     data: str = field(
-        default="synthetic",
+        default="",
         metadata={
             "help": "Prepared data set (directory or Hub id), CROHME's offline zip or folder, or `synthetic`; "
             "several joined by commas are concatenated for training, the first one gives the validation split."
