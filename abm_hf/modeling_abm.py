@@ -718,7 +718,7 @@ class ABMForConditionalGeneration(ABMPreTrainedModel, GenerationMixin):
         return branch
 
     def _check_labels(self, labels: Tensor) -> None:
-        """Before the encoder: later, a GPU would have to be waited for."""
+        """Raises a `ValueError` for rows without tokens or end. First of all: later it would wait for a GPU."""
         if torch.compiler.is_compiling():
             return
         lengths = (labels != -100).sum(dim=1, keepdim=True)
