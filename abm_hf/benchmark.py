@@ -26,16 +26,16 @@ from transformers import LogitsProcessor
 
 from .configuration_abm import PRESETS, ABMConfig
 from .data.collator import ABMCollator
-from .data.render import render_ink
-from .data.synthetic import synthetic_ink
 from .generation_abm import LatexGrammarLogitsProcessor
+from .inference.base import IMAGE_SUFFIXES, iter_inputs
+from .ink.rendering import render_ink
 from .modeling_abm import ABMDecoderBranch, ABMForConditionalGeneration
 from .pretrained import checkpoint_path
 from .reading_abm import read_formulas
-from .recognizing import IMAGE_SUFFIXES, iter_inputs
 from .runtime import Precision, encoder_dtype
-from .search_abm import find_hypotheses
+from .synthetic.expressions import synthetic_ink
 from .tokenization_abm import ABMTokenizer
+from .torch_search_abm import find_hypotheses
 from .training.arguments import DataArguments, OptimizationArguments, parse_arguments
 from .training.data import VARIATIONS, PlannedDataset, make_loader
 from .training.items import load_items, load_split
@@ -204,7 +204,7 @@ def measure_cold_start(arguments: ColdArguments) -> dict[str, Any]:
         picture = arguments.picture or str(Path(folder, "synthetic.png"))
         if arguments.picture is None:
             cv2.imwrite(picture, render_ink(synthetic_ink(0, min_tokens=12, max_tokens=20)))
-        command = [sys.executable, "-m", "abm_hf.cli", "recognize", picture]
+        command = [sys.executable, "-m", "abm_hf.cli.main", "recognize", picture]
         command += ["--model", arguments.model] if arguments.model else []
         runs = [_run(command) for _ in range(arguments.repeats)]
     return {

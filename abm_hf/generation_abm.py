@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 
 from .grammar_abm import NEVER, GrammarState, GrammarTables, tokenizer_grammar
 from .modeling_abm import ABMEncoderOutput, ABMForConditionalGeneration
-from .search_abm import find_hypotheses, stacked
+from .torch_search_abm import find_hypotheses, stacked
 
 # A log-probability that nothing likely has, but finite; beam search gives the same to hypotheses that do not exist.
 _IMPOSSIBLE = -1e9
@@ -32,7 +32,7 @@ class LatexGrammarLogitsProcessor(LogitsProcessor):
 
     Braces balance, commands get their groups, a script its argument and no base two of a kind, `\limits` a large
     operator; nothing ends while something is open; and what is open can be closed before `max_length`. The definition
-    is `abm_hf.data.latex.is_well_formed`; the automaton behind it is in `grammar_abm.py`.
+    is `abm_hf.latex.normalization.is_well_formed`; the automaton behind it is in `grammar_abm.py`.
 
     Works for greedy search, beam search and sampling. The state follows from the ids alone: that of the previous call
     is taken up where the ids continue it, in whatever order beam search left them.

@@ -14,8 +14,8 @@ from transformers.image_utils import SizeDict
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType
 
-from .field_form_abm import FieldPicture, to_field_form
-from .image_reading_abm import ImageInputError, read_picture, split_batch
+from .crohme_style_abm import FieldPicture, to_field_form
+from .image_loading_abm import ImageInputError, read_picture, split_batch
 
 # Standard options of image processors that have no meaning here: accepting them silently would mislead.
 _WITHOUT_EFFECT = (

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from .image_reading_abm import ImageInputError
+from .image_loading_abm import ImageInputError
 from .ruled_paper_abm import ruled_lines
 
 # Pictures are analysed at most this large (px on the longer side): a pen's line is still several pixels wide in a

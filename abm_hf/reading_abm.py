@@ -12,8 +12,8 @@ from .generation_abm import LatexGrammarLogitsProcessor, exists, formulas_of, sc
 from .modeling_abm import ABMEncoderOutput, ABMForConditionalGeneration
 from .readings_abm import JUDGED, Reading, check_scales, distinct_readings, make_reading
 from .resizing_abm import resized
-from .search_abm import find_hypotheses, searches_plainly, stacked
 from .tokenization_abm import ABMTokenizer
+from .torch_search_abm import find_hypotheses, searches_plainly, stacked
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-from .compact_latex_abm import join_tokens
+from .detokenization_abm import join_tokens
 
 # The 113 classes of the released ABM by id, then the two that only this tokenizer has: a batch needs padding and a
 # user's text may hold anything. The model's output layer ends before them, so neither can be generated.

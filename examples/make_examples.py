@@ -1,6 +1,6 @@
 """Makes the examples in this folder: `python examples/make_examples.py`.
 
-Each is an expression that nobody wrote: synthetic ink of `abm_hf.data.synthetic`, drawn in the form of CROHME's
+Each is an expression that nobody wrote: synthetic ink of `abm_hf.synthetic.expressions`, drawn in the form of CROHME's
 offline images (`NAME.png`, and the ink of some of them as `NAME.inkml`). `labels.tsv` says what stands in each, and
 `docs/images/examples.png` shows all of them as a hand would have written them, dark on white.
 """
@@ -10,10 +10,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from abm_hf.data.ink import Ink
-from abm_hf.data.inkml import write_inkml
-from abm_hf.data.render import render_ink
-from abm_hf.data.synthetic import handwritten, synthetic_ink
+from abm_hf.ink.inkml import write_inkml
+from abm_hf.ink.rendering import render_ink
+from abm_hf.ink.strokes import Ink
+from abm_hf.synthetic.expressions import handwritten, synthetic_ink
 
 #: Name, label and seed of expressions that everybody knows.
 WRITTEN = (

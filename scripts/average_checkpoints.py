@@ -4,10 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from abm_hf.averaging import average_checkpoints
-from abm_hf.hub import save_pretrained
+from abm_hf.hub.publish import save_pretrained
 from abm_hf.pretrained import CheckpointError, checkpoint_path
 from abm_hf.processing_abm import ABMProcessor
+from abm_hf.training.averaging import average_checkpoints
 
 
 def main() -> int:

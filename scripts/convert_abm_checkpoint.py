@@ -13,8 +13,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from abm_hf.conversion import ConversionError, convert_state_dict, read_state_dict
-from abm_hf.hub import save_pretrained
+from abm_hf.hub.conversion import ConversionError, convert_state_dict, read_state_dict
+from abm_hf.hub.publish import save_pretrained
 from abm_hf.modeling_abm import ABMForConditionalGeneration
 
 

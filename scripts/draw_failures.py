@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from abm_hf.gallery import draw_failures, find_failures
-from abm_hf.recognition import Recognizer
+from abm_hf.evaluation.failures import draw_failures, find_failures
+from abm_hf.inference.recognizer import Recognizer
 
 
 def main() -> int:

@@ -2,7 +2,7 @@
 
 import sys
 
-from abm_hf.cli import main
+from abm_hf.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["push", *sys.argv[1:]]))

@@ -80,7 +80,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_config: "ABMC
     import torch
 
     from abm_hf import ABMForConditionalGeneration
-    from abm_hf.hub import save_pretrained
+    from abm_hf.hub.publish import save_pretrained
 
     torch.manual_seed(0)
     return save_pretrained(ABMForConditionalGeneration(tiny_config), tmp_path_factory.mktemp("tiny"))

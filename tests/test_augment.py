@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abm_hf.data.augment import (
+from abm_hf.ink.augmentation import (
     AugmentConfig,
     ImageAugmentation,
     augment_image,
@@ -16,11 +16,11 @@ from abm_hf.data.augment import (
     stretch_ink,
     stroke_size,
 )
-from abm_hf.data.ink import Ink, Symbol
-from abm_hf.data.latex import is_well_formed
-from abm_hf.data.photo import PhotoDegradation, photograph
-from abm_hf.data.render import render_ink
-from abm_hf.data.synthetic import synthetic_ink
+from abm_hf.ink.rendering import render_ink
+from abm_hf.ink.strokes import Ink, Symbol
+from abm_hf.latex.normalization import is_well_formed
+from abm_hf.synthetic.expressions import synthetic_ink
+from abm_hf.synthetic.photographs import PhotoDegradation, photograph
 
 
 def rng(seed: int = 0) -> np.random.Generator:

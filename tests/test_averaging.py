@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from abm_hf import ABMConfig, ABMForConditionalGeneration, ABMProcessor
-from abm_hf.averaging import average_checkpoints
+from abm_hf.training.averaging import average_checkpoints
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "average_checkpoints.py"
 

@@ -12,12 +12,13 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import pipeline
 
-from abm_hf import ABMForConditionalGeneration, Recognizer, calibration
-from abm_hf.calibration import CalibrationArguments, calibrate_checkpoint, calibrate_rows, fit_temperature
-from abm_hf.hub import export_checkpoint
+from abm_hf import ABMForConditionalGeneration, Recognizer
+from abm_hf.evaluation import calibration
+from abm_hf.evaluation.calibration import CalibrationArguments, calibrate_checkpoint, calibrate_rows, fit_temperature
+from abm_hf.evaluation.reliability import draw_reliability, expected_calibration_error
+from abm_hf.hub.publish import export_checkpoint
 from abm_hf.reading_abm import read_formulas
 from abm_hf.readings_abm import Reading, distinct_readings
-from abm_hf.reliability import draw_reliability, expected_calibration_error
 from abm_hf.training.arguments import ArgumentError
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from abm_hf.cli import main
+from abm_hf.cli.main import main
 
 
 @pytest.fixture

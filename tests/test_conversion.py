@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from abm_hf import ABMForConditionalGeneration, ABMProcessor
-from abm_hf.conversion import ConversionError, convert_state_dict, read_state_dict
+from abm_hf.hub.conversion import ConversionError, convert_state_dict, read_state_dict
 
 FIXTURE = Path(__file__).parent / "fixtures" / "abm_reference_small.safetensors"
 SCRIPT = Path(__file__).parent.parent / "scripts" / "convert_abm_checkpoint.py"

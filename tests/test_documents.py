@@ -22,11 +22,11 @@ import cv2
 import pytest
 import torch
 
-from abm_hf.conversion import read_state_dict
-from abm_hf.data.ink import Ink
-from abm_hf.data.inkml import write_inkml
-from abm_hf.data.render import render_ink
-from abm_hf.data.synthetic import synthetic_ink
+from abm_hf.hub.conversion import read_state_dict
+from abm_hf.ink.inkml import write_inkml
+from abm_hf.ink.rendering import render_ink
+from abm_hf.ink.strokes import Ink
+from abm_hf.synthetic.expressions import synthetic_ink
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -114,7 +114,7 @@ def checkout(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
         (folder / name).symlink_to(ROOT / name)
     commands = tmp_path / "bin"
     commands.mkdir()
-    _write_command(commands / "abm-hf", f'exec {sys.executable} -m abm_hf.cli "$@"')
+    _write_command(commands / "abm-hf", f'exec {sys.executable} -m abm_hf.cli.main "$@"')
     _write_command(commands / "pip", 'case "$*" in install*) ;; *) exit 2 ;; esac')  # nothing is installed
     path = os.pathsep.join([str(commands), str(Path(sys.executable).parent), os.environ["PATH"]])
     for name, value in {"PATH": path, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "cache")}.items():

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 from training_runs import write_pictures
 
-import abm_hf.evaluation as evaluation
+import abm_hf.evaluation.evaluate as evaluation
 from abm_hf import ABMForConditionalGeneration
-from abm_hf.evaluation import EvaluationArguments, evaluate_checkpoint
-from abm_hf.evaluation_parts import read_items
-from abm_hf.evaluation_report import build_report
-from abm_hf.metrics.errors import align_tokens, count_token_errors, structure_depth, wilson_interval
+from abm_hf.evaluation.errors import align_tokens, count_token_errors, structure_depth, wilson_interval
+from abm_hf.evaluation.evaluate import EvaluationArguments, evaluate_checkpoint
+from abm_hf.evaluation.predictions import read_items
+from abm_hf.evaluation.report import build_report
 from abm_hf.pretrained import CheckpointError
 from abm_hf.training.arguments import ArgumentError, DataArguments
 from abm_hf.training.items import load_split

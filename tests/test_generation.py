@@ -16,18 +16,18 @@ from torch import Tensor
 from transformers import TextIteratorStreamer
 
 from abm_hf.configuration_abm import ABMConfig
-from abm_hf.conversion import convert_state_dict, read_state_dict
 from abm_hf.data.collator import ABMCollator
-from abm_hf.data.latex import is_well_formed
-from abm_hf.data.render import render_ink
-from abm_hf.data.synthetic import synthetic_ink
 from abm_hf.generation_abm import LatexGrammarLogitsProcessor, score_sequences, two_way_generate, two_way_search
+from abm_hf.hub.conversion import convert_state_dict, read_state_dict
 from abm_hf.inference_abm import Reader
+from abm_hf.ink.rendering import render_ink
+from abm_hf.latex.normalization import is_well_formed
 from abm_hf.modeling_abm import ABMCache, ABMForConditionalGeneration
 from abm_hf.pretrained import checkpoint_path
 from abm_hf.reading_abm import read_formulas
-from abm_hf.search_abm import find_hypotheses, searches_plainly, stacked
+from abm_hf.synthetic.expressions import synthetic_ink
 from abm_hf.tokenization_abm import ABMTokenizer
+from abm_hf.torch_search_abm import find_hypotheses, searches_plainly, stacked
 
 FIXTURES = Path(__file__).parent / "fixtures"
 BOS, EOS, PAD = 0, 1, 113

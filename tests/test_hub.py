@@ -10,7 +10,7 @@ import torch
 
 import abm_hf
 from abm_hf import ABMForConditionalGeneration
-from abm_hf.hub import save_pretrained
+from abm_hf.hub.publish import save_pretrained
 
 # A process in which `import abm_hf` fails, as on a machine that never installed it.
 _WITHOUT_PACKAGE = """

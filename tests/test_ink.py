@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from abm_hf.data.ink import MAX_COORDINATE, Ink, InkError, Symbol
+from abm_hf.ink.strokes import MAX_COORDINATE, Ink, InkError, Symbol
 
 SQUARE = [[0, 0], [10, 0], [10, 20]]
 

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from abm_hf.data.ink import Ink, InkError, Symbol
-from abm_hf.data.inkml import read_inkml, write_inkml
+from abm_hf.ink.inkml import read_inkml, write_inkml
+from abm_hf.ink.strokes import Ink, InkError, Symbol
 
 fuzz = settings(
     max_examples=int(os.environ.get("ABM_HF_FUZZ_EXAMPLES", "300")),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from abm_hf.data.latex import (
+from abm_hf.latex.normalization import (
     CONVENTIONS,
     CROHME_TOKENS,
     Fraction,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from abm_hf.metrics import bootstrap_intervals, expression_rate, score_expressions
+from abm_hf.evaluation import bootstrap_intervals, expression_rate, score_expressions
 
 LETTERS = ["x", "y", "2", "+", r"\alpha", "^", "_", "{", "}", r"\frac"]
 
@@ -163,7 +163,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_evaluate_metric_gives_the_same_offline(no_network: None) -> None:
     pytest.importorskip("evaluate")
-    from abm_hf.metrics import ABMMetric
+    from abm_hf.evaluation import ABMMetric
 
     predictions, references = _random_pairs(40)
     predictions: list[str | None] = [None, *predictions[1:]]
@@ -184,7 +184,7 @@ def test_the_evaluate_metric_gives_the_same_offline(no_network: None) -> None:
 
 def test_the_evaluate_metric_can_gather_in_a_file(tmp_path: Path, no_network: None) -> None:
     pytest.importorskip("evaluate")
-    from abm_hf.metrics import ABMMetric
+    from abm_hf.evaluation import ABMMetric
 
     metric = ABMMetric(keep_in_memory=False, cache_dir=str(tmp_path), experiment_id="file")
     metric.add_batch(predictions=["x"], references=["x"])
@@ -196,7 +196,7 @@ def test_the_evaluate_metric_can_gather_in_a_file(tmp_path: Path, no_network: No
 
 
 def test_conventions_do_not_change_the_tree_rate(crohme_offline: Path) -> None:
-    from abm_hf.data.latex import normalize_latex
+    from abm_hf.latex.normalization import normalize_latex
 
     with zipfile.ZipFile(crohme_offline) as file:
         lines = file.read("data/2014/caption.txt").decode().splitlines()

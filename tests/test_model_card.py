@@ -10,9 +10,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 from abm_hf import ABMForConditionalGeneration
-from abm_hf.cli import main
-from abm_hf.data.ink import Ink
-from abm_hf.gallery import draw_failures, find_failures
+from abm_hf.cli.main import main
+from abm_hf.evaluation.failures import draw_failures, find_failures
+from abm_hf.ink.strokes import Ink
 
 _RESULT = {
     "exprate": 41.234,

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from abm_hf import ABMConfig, ABMForConditionalGeneration
 from abm_hf.capabilities_abm import multiplies_bytes
-from abm_hf.conversion import convert_state_dict, read_state_dict
+from abm_hf.hub.conversion import convert_state_dict, read_state_dict
 from abm_hf.modeling_abm import ABMAttention
 from abm_hf.recurrence_abm import Memory, Weights, run_recurrence
 

@@ -12,14 +12,14 @@ import pytest
 
 import abm_hf
 from abm_hf import ABMOnnxModel, Ink, Recognition, Recognizer
-from abm_hf.cli import main
-from abm_hf.commands.loading import reads_with_onnx
+from abm_hf.cli.loading import reads_with_onnx
+from abm_hf.cli.main import main
 from abm_hf.data.offline import read_offline
-from abm_hf.data.synthetic import synthetic_ink
-from abm_hf.export.cache import exported_folder
-from abm_hf.export.onnx import export_onnx
+from abm_hf.hub.onnx_export import export_onnx
 from abm_hf.image_processing_abm import ImageInputError
+from abm_hf.inference.onnx_cache import exported_folder
 from abm_hf.pretrained import CheckpointError
+from abm_hf.synthetic.expressions import synthetic_ink
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_bad_pictures(onnx_model: ABMOnnxModel, inks: list[Ink], tmp_path: Path)
 def test_int8_is_smaller_and_reads(exported: Path, tiny_checkpoint: Path, inks: list[Ink], tmp_path: Path) -> None:
     import onnx
 
-    from abm_hf.export.quantization import quantize_weights
+    from abm_hf.hub.quantization import quantize_weights
 
     folder = shutil.copytree(exported, tmp_path / "int8")
     for file in folder.glob("*.onnx"):
@@ -131,7 +131,7 @@ def test_reading_imports_no_torch(exported: Path, tmp_path: Path) -> None:
     image.save(tmp_path / "formula.png")
     arguments = ["recognize", str(tmp_path / "formula.png"), "--backend", "onnx", "--model", str(exported)]
     code = (
-        "import sys; from abm_hf.cli import main; "
+        "import sys; from abm_hf.cli.main import main; "
         f"code = main({[*arguments, '--max-length', '8']!r}); "
         "print(code, sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
@@ -149,7 +149,7 @@ def test_a_checkpoint_is_exported_once(
         return shutil.copytree(exported, folder)
 
     monkeypatch.setenv("ABM_HF_CACHE", str(tmp_path))
-    monkeypatch.setattr("abm_hf.export.onnx.export_onnx", copy_instead)
+    monkeypatch.setattr("abm_hf.hub.onnx_export.export_onnx", copy_instead)
     first, second = exported_folder(tiny_checkpoint), exported_folder(tiny_checkpoint)
     assert first == second == made[0] and len(made) == 1 and first.parent == tmp_path
     changed = shutil.copytree(tiny_checkpoint, tmp_path / "changed")
@@ -178,12 +178,12 @@ def test_the_command_takes_the_export_that_is_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ABM_HF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("abm_hf.commands.loading.shutil.which", lambda name: None)
+    monkeypatch.setattr("abm_hf.cli.loading.shutil.which", lambda name: None)
     loaded = []
     for name in ("onnx", "torch"):
         function = {"onnx": "load_onnx_model", "torch": "load_recognizer"}[name]
-        monkeypatch.setattr(f"abm_hf.commands.recognize.{function}", lambda *_, name=name: loaded.append(name))
-    monkeypatch.setattr("abm_hf.export.onnx.export_onnx", lambda model, folder: shutil.copytree(exported, folder))
+        monkeypatch.setattr(f"abm_hf.cli.recognize.{function}", lambda *_, name=name: loaded.append(name))
+    monkeypatch.setattr("abm_hf.hub.onnx_export.export_onnx", lambda model, folder: shutil.copytree(exported, folder))
     if there:
         exported_folder(tiny_checkpoint)
     assert main(["recognize", "examples", "--model", str(tiny_checkpoint), *options.split()]) == 2

@@ -26,18 +26,18 @@ from fake_hub import FakeHub, running_hub
 
 from abm_hf.data import prepare
 from abm_hf.data.crohme import load_crohme, origin_of, writer_of
-from abm_hf.data.ink import Ink
-from abm_hf.data.inkml import read_inkml, write_inkml
-from abm_hf.data.latex import normalize_latex
 from abm_hf.data.offline import OfflineError, read_captions, read_offline
 from abm_hf.data.pictures import read_field_form
 from abm_hf.data.plan import plan_shards
 from abm_hf.data.prepare import add_arguments, prepare_dataset, run
 from abm_hf.data.publish import push_prepared
-from abm_hf.data.render import render_ink
 from abm_hf.data.shards import ROW_GROUP, ShardStatistics, _read_or_skip, _to_table, ink_from_row, write_shard
 from abm_hf.data.source import Entry, PrepareError, Record
-from abm_hf.data.synthetic import synthetic_ink
+from abm_hf.ink.inkml import read_inkml, write_inkml
+from abm_hf.ink.rendering import render_ink
+from abm_hf.ink.strokes import Ink
+from abm_hf.latex.normalization import normalize_latex
+from abm_hf.synthetic.expressions import synthetic_ink
 from abm_hf.training.arguments import DataArguments
 from abm_hf.training.items import load_split
 

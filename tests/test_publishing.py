@@ -20,8 +20,8 @@ from fake_hub import FakeHub, running_hub
 from PIL import Image
 
 from abm_hf import Recognizer
-from abm_hf.cli import main
-from abm_hf.hub import HubError, export_space, push_space
+from abm_hf.cli.main import main
+from abm_hf.hub.publish import HubError, export_space, push_space
 
 ROOT = Path(__file__).parents[1]
 
@@ -175,7 +175,7 @@ def test_mistakes_with_spaces(tmp_path: Path, tiny_checkpoint: Path, capsys: pyt
 
 
 def test_a_hub_that_refuses_or_is_away_is_told_in_one_line(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("abm_hf.hub.export_space", lambda folder, *_: Path(folder))
+    monkeypatch.setattr("abm_hf.hub.publish.export_space", lambda folder, *_: Path(folder))
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
     monkeypatch.setattr(hub, "refuse", True)
     with pytest.raises(HubError, match=r"cannot publish me/other: .*hf auth login"):

@@ -174,7 +174,7 @@ def test_two_way_search(recognizer: Recognizer) -> None:
 
 
 def test_only_well_formed_latex(recognizer: Recognizer) -> None:
-    from abm_hf.data.latex import is_well_formed
+    from abm_hf.latex.normalization import is_well_formed
 
     results = recognizer([_drawing(seed=seed) for seed in range(6)], num_beams=3, top_k=3, max_length=20)
     for result in results:

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from lxml import etree
 
-from abm_hf.data.alignment import align_symbols
-from abm_hf.data.ink import Ink
-from abm_hf.data.inkml import read_inkml, write_inkml
-from abm_hf.data.latex import LatexError, is_well_formed, normalize_latex, parse_latex
 from abm_hf.data.prepare import load_prepared, prepare_dataset
-from abm_hf.data.recombine import SymbolBank, recombine, substitute
-from abm_hf.data.render import render_ink
+from abm_hf.data.recombination import SymbolBank, recombine, substitute
 from abm_hf.data.source import PrepareError
-from abm_hf.data.synthetic import handwritten, synthetic_ink
+from abm_hf.ink.alignment import align_symbols
+from abm_hf.ink.inkml import read_inkml, write_inkml
+from abm_hf.ink.rendering import render_ink
+from abm_hf.ink.strokes import Ink
+from abm_hf.latex.normalization import LatexError, is_well_formed, normalize_latex, parse_latex
+from abm_hf.synthetic.expressions import handwritten, synthetic_ink
 
 
 def shuffled(ink: Ink, seed: int) -> Ink:

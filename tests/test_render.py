@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abm_hf.data.ink import Ink, InkError
-from abm_hf.data.inkml import read_inkml
-from abm_hf.data.render import MAX_PIXELS, render_ink
+from abm_hf.ink.inkml import read_inkml
+from abm_hf.ink.rendering import MAX_PIXELS, render_ink
+from abm_hf.ink.strokes import Ink, InkError
 
 fuzz = settings(max_examples=int(os.environ.get("ABM_HF_FUZZ_EXAMPLES", "200")), deadline=20_000)
 EVERY = int(os.environ.get("ABM_HF_CROHME_EVERY", "40"))

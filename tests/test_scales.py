@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from abm_hf import Ink, Recognizer
-from abm_hf.calibration import CalibrationArguments
-from abm_hf.cli import main
-from abm_hf.data.synthetic import synthetic_ink
-from abm_hf.evaluation import EvaluationArguments
+from abm_hf.cli.main import main
+from abm_hf.evaluation.calibration import CalibrationArguments
+from abm_hf.evaluation.evaluate import EvaluationArguments
 from abm_hf.generation_abm import score_sequences
+from abm_hf.inference.base import resize_picture
 from abm_hf.reading_abm import read_formulas
-from abm_hf.recognizing import resize_picture
 from abm_hf.resizing_abm import resized
+from abm_hf.synthetic.expressions import synthetic_ink
 from abm_hf.training.arguments import ArgumentError
 
 SCALES = (0.5, 0.85, 1.15, 1.3, 2.0)

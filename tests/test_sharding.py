@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from abm_hf.cli import main
-from abm_hf.sharding import PredictionFile, Shard
+from abm_hf.cli.main import main
+from abm_hf.cli.sharding import PredictionFile, Shard
 
 
 def _line(name: str) -> str:
@@ -112,7 +112,7 @@ def test_processes_of_a_launcher(tiny_checkpoint: Path, pictures: Path, tmp_path
     output = tmp_path / "out.jsonl"
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "abm_hf.cli", *_command(tiny_checkpoint, pictures, output)],
+            [sys.executable, "-m", "abm_hf.cli.main", *_command(tiny_checkpoint, pictures, output)],
             env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
         )
         for rank in range(2)

@@ -13,7 +13,7 @@ import pytest
 from training_runs import TRAIN, history
 
 from abm_hf import Recognizer
-from abm_hf.data.synthetic import synthetic_ink
+from abm_hf.synthetic.expressions import synthetic_ink
 
 
 @dataclass

@@ -27,9 +27,9 @@ from PIL import Image
 pytest.importorskip("gradio", reason="the demo needs gradio: pip install abm-hf[demo]")
 
 from abm_hf import Recognizer
-from abm_hf.data.ink import Ink
 from abm_hf.demo import app, components, guard, inputs, service
 from abm_hf.demo.inputs import RefusedError
+from abm_hf.ink.strokes import Ink
 
 sys.path.insert(0, str(Path(__file__).parent / "browser"))
 fake = importlib.import_module("fake_recognizer")

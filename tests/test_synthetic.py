@@ -9,20 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from abm_hf.data.ink import Ink
-from abm_hf.data.inkml import read_inkml
-from abm_hf.data.latex import LatexError, is_well_formed
-from abm_hf.data.render import render_ink
-from abm_hf.data.synthetic import (
+from abm_hf.ink.inkml import read_inkml
+from abm_hf.ink.rendering import render_ink
+from abm_hf.ink.strokes import Ink
+from abm_hf.latex.normalization import LatexError, is_well_formed
+from abm_hf.synthetic.expressions import (
     STRUCTURE_TOKENS,
     handwritten,
     synthetic_dataset,
     synthetic_ink,
     synthetic_stream,
 )
-from abm_hf.data.synthetic_glyphs import glyphs_of
-from abm_hf.data.synthetic_grammar import ExpressionGrammar
-from abm_hf.data.synthetic_shapes import SHAPES, SPELT
+from abm_hf.synthetic.glyphs import glyphs_of
+from abm_hf.synthetic.grammar import ExpressionGrammar
+from abm_hf.synthetic.shapes import SHAPES, SPELT
 from abm_hf.tokenization_abm import ABMTokenizer
 
 SEEDS = range(100)

@@ -15,7 +15,7 @@ from training_runs import TINY, arguments, write_pictures
 
 from abm_hf import ABMConfig, ABMForConditionalGeneration, ABMTokenizer
 from abm_hf.data.collator import ABMCollator
-from abm_hf.metrics.expression_rate import expression_rate
+from abm_hf.evaluation.expression_rate import expression_rate
 from abm_hf.pretrained import checkpoint_path
 from abm_hf.training.arguments import ArgumentError, Arguments, ModelArguments, parse_arguments
 from abm_hf.training.data import VARIATIONS

@@ -5,7 +5,7 @@ import pytest
 from latex2mathml.converter import convert
 
 from abm_hf import Recognition, TypesetError, render_latex, to_mathml
-from abm_hf.data.latex import CROHME_TOKENS
+from abm_hf.latex.normalization import CROHME_TOKENS
 
 
 def test_mathml_of_well_formed_latex_only() -> None:

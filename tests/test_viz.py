@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from abm_hf import viz
+from abm_hf.inference import attention_pictures as viz
 
 
 @dataclass(frozen=True)

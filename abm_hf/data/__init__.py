@@ -1,1 +1,1 @@
-"""Ink, labels, data sets and batches."""
+"""Data sets: a file for each source, shards, recombination, batching, collator, card."""

@@ -123,7 +123,10 @@ def _ink_note(report: Report) -> str:
 
 
 def _vocabulary(report: Report) -> str:
-    names = {"crohme": "the 110 tokens of CROHME", "any": "any token that the grammar of `abm_hf.data.latex` knows"}
+    names = {
+        "crohme": "the 110 tokens of CROHME",
+        "any": "any token that the grammar of `abm_hf.latex.normalization` knows",
+    }
     return names.get(report.vocabulary, "a list of its own")
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .ink import Ink
-from .inkml import read_inkml
+from ..ink.inkml import read_inkml
+from ..ink.rendering import render_ink
+from ..ink.strokes import Ink
 from .offline import OfflineError, find_splits, open_offline, read_captions, read_image, writer_group
-from .render import render_ink
 from .source import (
     Entry,
     PrepareError,
@@ -63,7 +63,7 @@ class InkFolderSource(Source):
     """InkML files in one folder for each split, drawn by `render_ink`."""
 
     drawing = """\
-Drawn from the ink by the field's rule (`abm_hf.data.render`): the mean height of the tall traces becomes 28 px, \
+Drawn from the ink by the field's rule (`abm_hf.ink.rendering`): the mean height of the tall traces becomes 28 px, \
 lines of one pixel are widened by a 3 × 3 square, 13 px of margin, ink 255 on 0."""
 
     def entries(self) -> list[Entry]:

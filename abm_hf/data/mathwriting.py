@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from ..ink.strokes import Ink
 from .crohme import InkFolderSource
-from .ink import Ink
 from .source import Entry
 
 

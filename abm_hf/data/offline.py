@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..image_reading_abm import ImageInputError, read_picture
+from ..image_loading_abm import ImageInputError, read_picture
 from ..ink_extraction_abm import to_grey
 from .safe_archive import ArchiveError, open_zip
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..field_form_abm import is_field_form, redraw
-from ..image_reading_abm import ImageInputError, read_picture
+from ..crohme_style_abm import is_field_form, redraw
+from ..image_loading_abm import ImageInputError, read_picture
 from ..ink_extraction_abm import find_ink, to_grey
 from .source import PrepareError, SkipEntry
 

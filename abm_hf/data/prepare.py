@@ -82,7 +82,7 @@ def make_source(
 
 
 def _read_vocabulary(name: str) -> frozenset[str] | None:
-    from .latex import CROHME_TOKENS
+    from ..latex.normalization import CROHME_TOKENS
     from .source import PrepareError
 
     if name in ("crohme", "any"):
@@ -258,8 +258,8 @@ def _write(source: "Source", output: Path, shard: "Shard", advance: Callable[[],
 
 def _finish(source: "Source", output: Path, shards: "Sequence[Shard]") -> "Report":
     """Writes report and card from the shards' notes."""
+    from ..latex.normalization import CROHME_TOKENS
     from .card import write_card
-    from .latex import CROHME_TOKENS
     from .plan import finished
     from .report import Report, replace_text
     from .shards import ShardStatistics

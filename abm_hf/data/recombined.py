@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from .alignment import Alignment, align_symbols
+from ..ink.alignment import Alignment, align_symbols
+from ..ink.inkml import read_inkml
+from ..ink.rendering import render_ink
+from ..ink.strokes import InkError
+from ..latex.normalization import LatexError
 from .crohme import CrohmeInkML
-from .ink import InkError
-from .inkml import read_inkml
-from .latex import LatexError
-from .recombine import SymbolBank, recombine, substitute
-from .render import render_ink
+from .recombination import SymbolBank, recombine, substitute
 from .source import Entry, LabelRule, PrepareError, Record, SkipEntry
 
 #: How many parts are exchanged for parts of other expressions, and how likely each number is.

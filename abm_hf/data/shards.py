@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..image_reading_abm import ImageInputError
-from .ink import Ink, InkError
-from .latex import LatexError
+from ..image_loading_abm import ImageInputError
+from ..ink.strokes import Ink, InkError
+from ..latex.normalization import LatexError
 from .offline import OfflineError
 from .safe_pickle import PickleError
 from .source import Entry, PrepareError, Reader, Record, SkipEntry

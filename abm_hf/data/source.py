@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from .ink import Ink
-from .latex import CONVENTIONS, CROHME_TOKENS, normalize_latex
+from ..ink.strokes import Ink
+from ..latex.normalization import CONVENTIONS, CROHME_TOKENS, normalize_latex
 
 #: Splits that `datasets` accepts.
 _SPLIT_NAME = re.compile(r"\w+(\.\w+)*")

@@ -17,20 +17,13 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from starlette.middleware import Middleware
 
-from .components import (
-    asset,
-    component,
-    example_buttons,
-    example_bytes,
-    formula_markdown,
-    formula_view,
-)
+from .components import asset, component, example_buttons, example_bytes, formula_markdown, formula_view
 from .guard import Guard
 from .inputs import RefusedError, decode_base64, ink_from_inkml, ink_from_json, read_file
 from .service import BEAMS, Service, Settings, from_png
 
 if TYPE_CHECKING:
-    from ..recognition import Recognizer
+    from ..inference.recognizer import Recognizer
 
 #: Requests that wait at most; further ones are refused at once.
 QUEUE_SIZE = 64
@@ -286,7 +279,7 @@ def load_recognizer(model: str | Path | None = None, device: str | None = None) 
     Raises:
         DemoError: There is no such checkpoint, or it cannot be loaded.
     """
-    from ..recognition import Recognizer
+    from ..inference.recognizer import Recognizer
 
     try:
         return Recognizer(model, device)

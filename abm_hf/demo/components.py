@@ -15,8 +15,8 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from ..data.inkml import read_inkml
-from ..data.render import render_ink
+from ..ink.inkml import read_inkml
+from ..ink.rendering import render_ink
 
 _PACKAGE = resources.files(__package__)
 _DELIMITERS: list[dict[str, str | bool]] = [{"left": "$$", "right": "$$", "display": True}]

@@ -15,8 +15,8 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from ..data.ink import Ink, InkError
-from ..data.inkml import looks_like_inkml, read_inkml
+from ..ink.inkml import looks_like_inkml, read_inkml
+from ..ink.strokes import Ink, InkError
 
 #: Bytes of a picture file at most; the page itself sends photographs scaled down to a fraction of it.
 MAX_PICTURE_BYTES = 6 * 2**20

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from ..data.ink import Ink, InkError
-from ..image_reading_abm import ImageInputError
-from ..typeset import to_mathml
-from ..viz import attention_gif
+from ..image_loading_abm import ImageInputError
+from ..inference.attention_pictures import attention_gif
+from ..inference.typesetting import to_mathml
+from ..ink.strokes import Ink, InkError
 from .inputs import MAX_MEGAPIXELS, RefusedError, check_picture, decode_base64
 
 if TYPE_CHECKING:
-    from ..recognition import Recognizer
+    from ..inference.recognizer import Recognizer
 
 #: Seconds that one reading may take; the search stops there and says so.
 TIME_LIMIT = 20.0

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.augment import AugmentConfig, augment_image, augment_ink
 from ..data.bucketing import BucketBatchSampler, PlannedBatch
 from ..data.collator import ABMCollator
-from ..data.ink import Ink
-from ..data.render import HEIGHT, MARGIN, render_ink
+from ..ink.augmentation import AugmentConfig, augment_image, augment_ink
+from ..ink.rendering import HEIGHT, MARGIN, render_ink
+from ..ink.strokes import Ink
 from .arguments import DataArguments
 from .items import Items
 

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from ..data.collator import ABMCollator
-from ..metrics.expression_rate import expression_rate
+from ..evaluation.expression_rate import expression_rate
 from .items import Items
 
 

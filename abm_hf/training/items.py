@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 
 from ..data.collator import label_ids
-from ..data.ink import Ink
 from ..data.offline import OfflineError, read_offline, writer_group
 from ..data.shards import ink_from_row
+from ..ink.strokes import Ink
 from .arguments import ArgumentError, DataArguments
 
 logger = logging.getLogger(__name__)
@@ -230,8 +230,8 @@ def _from_table(table: Any) -> Items:
 
 
 def _synthetic(split: str, arguments: DataArguments) -> Items:
-    from ..data.render import render_ink
-    from ..data.synthetic import synthetic_ink
+    from ..ink.rendering import render_ink
+    from ..synthetic.expressions import synthetic_ink
 
     # Splits draw from separate ranges of seeds, so that no expression of one is in the other by construction of ink.
     count = arguments.synthetic_items if split == "train" else max(32, arguments.synthetic_items // 10)

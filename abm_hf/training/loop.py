@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from ..data.collator import ABMCollator
-from ..hub import save_pretrained
+from ..hub.publish import save_pretrained
 from ..processing_abm import ABMProcessor
 from ..tokenization_abm import ABMTokenizer
 from .arguments import Arguments

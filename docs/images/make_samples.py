@@ -9,10 +9,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from abm_hf.data.photo import photograph
 from abm_hf.data.pictures import to_field_form
-from abm_hf.data.render import render_ink
-from abm_hf.data.synthetic import synthetic_ink
+from abm_hf.ink.rendering import render_ink
+from abm_hf.synthetic.expressions import synthetic_ink
+from abm_hf.synthetic.photographs import photograph
 
 SEEDS = (3, 18, 36, 41, 52, 77, 90, 104)
 CELL, MARGIN, LINE = 420, 14, 18

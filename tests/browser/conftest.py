@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from abm_hf.data.inkml import read_inkml
-from abm_hf.data.render import render_ink
+from abm_hf.ink.inkml import read_inkml
+from abm_hf.ink.rendering import render_ink
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from abm_hf.data.ink import Ink
-from abm_hf.data.render import render_ink
-from abm_hf.image_reading_abm import ImageInputError, read_picture
+from abm_hf.image_loading_abm import ImageInputError, read_picture
+from abm_hf.ink.rendering import render_ink
+from abm_hf.ink.strokes import Ink
 
 LATEX = r"x^{2}<\frac{a}{b}"
 TOKENS = ("x", "^", "{", "2", "}", "<", r"\frac", "{", "a", "}", "{", "b", "}")

@@ -1,0 +1,1 @@
+"""The `abm-hf` command: `main` parses, each longer command has a module of its own."""

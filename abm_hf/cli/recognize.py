@@ -1,0 +1,271 @@
+"""`abm-hf recognize`: pictures, InkML files or folders of them in; LaTeX, MathML, JSON or pictures out."""
+
+import argparse
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .loading import load_onnx_model, load_recognizer, reads_with_onnx
+from .messages import about, fail, one_line
+from .sharding import PredictionFile, Shard
+from .writing import FORMATS, FileWriter, PictureWriter, StreamWriter, Writer
+
+if TYPE_CHECKING:
+    from ..inference.base import BaseRecognizer, Recognition
+
+_STDIN = "-"
+# Inputs prepared at a time, in batches: enough to sort by size, few enough to keep memory flat.
+_CHUNK_BATCHES = 8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument("inputs", nargs="+", metavar="FILE|FOLDER|-", help="pictures, .inkml, folders; - reads stdin")
+    parser.add_argument("--model", help="directory or Hub id; default: the packaged checkpoint")
+    parser.add_argument("--device", help="such as cpu or cuda; default: a GPU if there is one")
+    parser.add_argument(
+        "--backend",
+        choices=["auto", "torch", "onnx"],
+        default="auto",
+        help="what runs the network. onnx starts in half a second, but exports a checkpoint when first asked for; "
+        "auto: onnx where that has been done, torch otherwise",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=["float32", "bfloat16", "int8", "auto"],
+        default="float32",
+        help="of the encoder with torch; auto: the fastest that the processor has. A few answers in a hundred differ",
+    )
+    parser.add_argument("--beams", type=_positive, default=10, metavar="N", help="hypotheses followed (10); 1: greedy")
+    parser.add_argument("--top-k", type=_positive, default=1, metavar="N", help="readings for each input, in JSON")
+    parser.add_argument("--batch-size", type=_positive, default=16, metavar="N", help="pictures decoded together (16)")
+    parser.add_argument(
+        "--max-length",
+        type=_positive,
+        default=200,
+        metavar="N",
+        help="most tokens of an answer, start and end included (200)",
+    )
+    parser.add_argument("--two-way", action="store_true", help="let both branches propose and judge: slower")
+    parser.add_argument(
+        "--two-way-weight",
+        type=_probability,
+        metavar="W",
+        help="say of the right-to-left branch, 0 to 1; default: what was tuned for the checkpoint",
+    )
+    parser.add_argument(
+        "--scales",
+        type=float,
+        nargs="+",
+        metavar="S",
+        help="sizes at which each picture is read, as factors: to search at, and to judge at what was found; "
+        "default: what was chosen for the checkpoint",
+    )
+    parser.add_argument("--no-grammar", action="store_true", help="allow LaTeX that is not well formed")
+    parser.add_argument(
+        "--min-score", type=_probability, default=0.0, metavar="P", help="answers less probable than this are left out"
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--format", choices=FORMATS, help="of the answers (latex; json with --output FILE.jsonl)")
+    form.add_argument("--json", action="store_const", const="json", dest="format", help="short for --format json")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE.jsonl|FOLDER",
+        help="append JSON lines to a file; inputs that it has answers for are not read again. With --format png: "
+        "where the pictures go",
+    )
+    parser.add_argument(
+        "--num-proc", type=_positive, default=1, metavar="N", help="processes that share the inputs, with --output"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Reads the inputs; returns the exit code."""
+    from ..inference.base import iter_inputs
+
+    try:
+        inputs: list[Any] = [
+            found for name in options.inputs for found in ([_STDIN] if name == _STDIN else iter_inputs([name]))
+        ]
+        shard = Shard.from_environment()
+    except (FileNotFoundError, ValueError) as error:
+        return fail(str(error))
+    if problem := _contradiction(options, shard):
+        return fail(problem)
+    if options.format == "png" and len(inputs) > 1 and options.output.suffix.lower() == ".png":
+        return fail(f"{len(inputs)} inputs do not go into one picture: name a folder as --output")
+    if options.num_proc > 1:
+        return _run_processes(options, inputs)
+    code = _run_shard(options, inputs, shard)
+    # A launcher ends all processes when one of them fails: inputs that could not be read must not be the reason.
+    return 0 if code == 1 and shard.count > 1 else code
+
+
+def _contradiction(options: argparse.Namespace, shard: Shard) -> str | None:
+    several = options.num_proc > 1 or shard.count > 1
+    if options.num_proc > 1 and shard.count > 1:
+        return "--num-proc starts processes itself: leave it out under torchrun or accelerate launch"
+    if several and (options.output is None or options.format == "png"):
+        return "several processes write together only to --output FILE.jsonl"
+    if several and _STDIN in options.inputs:
+        return "several processes cannot share stdin: name files or folders"
+    if options.format == "latex" and options.output is not None:
+        return "--output takes JSON lines: leave --format latex out, or redirect standard output for LaTeX alone"
+    if options.format == "png" and options.output is None:
+        return "--format png needs --output, a folder (or a .png file for a single input)"
+    if options.backend == "onnx" and options.precision != "float32":
+        return (
+            "--precision is for torch: an export has the precision in which it was written (abm-hf export onnx --int8)"
+        )
+    if options.two_way_weight is not None and not options.two_way:
+        return "--two-way-weight weighs the branches of --two-way: add that, or leave it out"
+    return None
+
+
+def _run_processes(options: argparse.Namespace, inputs: Sequence[Any]) -> int:
+    """Starts `--num-proc` processes on this machine and waits for them."""
+    context = multiprocessing.get_context("spawn")
+    # Threads that outnumber the cores only wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.num_proc)))
+    shards = [Shard(index, options.num_proc, index) for index in range(options.num_proc)]
+    processes = [context.Process(target=_exit_with, args=(options, list(inputs), shard)) for shard in shards]
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join()
+    except KeyboardInterrupt:
+        for process in processes:
+            process.join()  # the terminal has interrupted them as well
+        raise
+    codes = [process.exitcode or 0 for process in processes]
+    if any(code < 0 for code in codes):
+        return fail(f"a process was ended by signal {-min(codes)}; the same command goes on where it stopped")
+    return max(codes)
+
+
+def _exit_with(options: argparse.Namespace, inputs: list[Any], shard: Shard) -> None:
+    try:
+        code = _run_shard(options, inputs, shard)
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
+
+
+def _run_shard(options: argparse.Namespace, inputs: list[Any], shard: Shard) -> int:
+    """Reads this process's share and, once all inputs have been read, puts the output in order."""
+    predictions = PredictionFile(options.output) if options.output and options.format != "png" else None
+    try:
+        mine, failed = shard.share(inputs), 0
+        if predictions:
+            predictions.path.parent.mkdir(parents=True, exist_ok=True)
+            predictions.mend(shard)
+            done = predictions.names()
+            mine = [item for item in mine if str(item) not in done]
+        if mine or shard.count == 1:
+            recognizer = _load(options, shard)
+            if recognizer is None:
+                return 2
+            failed = _read(recognizer, mine, options, shard)
+        if predictions:
+            predictions.merge([str(item) for item in inputs])
+    except OSError as error:
+        return fail(f"cannot write {error.filename or options.output}: {error.strerror or error}")
+    except (ValueError, ImportError) as error:  # options that contradict the model or each other; a missing package
+        return fail(one_line(error))
+    return 1 if failed else 0
+
+
+def _load(options: argparse.Namespace, shard: Shard) -> "BaseRecognizer | None":
+    backend = options.backend
+    if backend == "auto":
+        free = options.device is None and options.precision == "float32"
+        backend = "onnx" if free and reads_with_onnx(options.model) else "torch"
+    if backend == "onnx":
+        return load_onnx_model(options.model, options.device)
+    return load_recognizer(options.model, _device(options, shard), options.precision)
+
+
+def _device(options: argparse.Namespace, shard: Shard) -> str | None:
+    """A GPU of its own for each process, where there are some."""
+    if options.device or shard.count == 1:
+        return options.device
+    import torch
+
+    gpus = torch.cuda.device_count()
+    return f"cuda:{shard.local_index % gpus}" if gpus else None
+
+
+def _read(recognizer: "BaseRecognizer", inputs: list[Any], options: argparse.Namespace, shard: Shard) -> int:
+    """Reads and writes; returns how many inputs failed."""
+    failed = 0
+    with _writer(options, shard, single=len(inputs) == 1) as writer:
+        for name, result in _results(recognizer, inputs, options, shard):
+            if result.error is not None:
+                failed += 1
+                fail(about(name, result.error))
+            elif result.score < options.min_score:
+                fail(f"{name}: not sure (the best reading has probability {result.score:.2f})")
+            if problem := writer.write(name, result):
+                failed += 1
+                fail(about(name, problem))
+    return failed
+
+
+def _writer(options: argparse.Namespace, shard: Shard, single: bool) -> Writer:
+    if options.format == "png":
+        return PictureWriter(options.output, options.min_score, single)
+    if options.output:
+        path = PredictionFile(options.output).part(shard)
+        return FileWriter(path, options.min_score, mathml=options.format == "mathml")
+    return StreamWriter(options.format or "latex", options.min_score)
+
+
+def _results(
+    recognizer: "BaseRecognizer", inputs: list[Any], options: argparse.Namespace, shard: Shard
+) -> Iterator[tuple[str, "Recognition"]]:
+    """Name and result of each input, in order."""
+    from tqdm import tqdm
+
+    chunk = _CHUNK_BATCHES * options.batch_size
+    # A bar for work that takes a while, and only where somebody watches.
+    hidden = len(inputs) <= options.batch_size or shard.index > 0 or not sys.stderr.isatty()
+    with tqdm(total=len(inputs), unit="image", file=sys.stderr, disable=hidden) as bar:
+        for start in range(0, len(inputs), chunk):
+            names = inputs[start : start + chunk]
+            images = [sys.stdin.buffer.read() if name == _STDIN else name for name in names]
+            results = recognizer(
+                images,
+                num_beams=options.beams,
+                top_k=options.top_k,
+                batch_size=options.batch_size,
+                max_length=options.max_length,
+                grammar=not options.no_grammar,
+                two_way=options.two_way,
+                two_way_weight=options.two_way_weight,
+                scales=options.scales,
+                errors="return",
+            )
+            for name, result in zip(names, results, strict=True):
+                yield str(name), result
+                bar.update()
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text}")
+    return int(text)
+
+
+def _probability(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text}")
+    return value

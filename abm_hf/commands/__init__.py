@@ -1,1 +1,0 @@
-"""The commands of `abm-hf` that take more than a few lines, one module each."""

@@ -1,0 +1,149 @@
+"""Reading a split with several processes, each into a file of its own; what was stopped goes on."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..data.collator import ABMCollator
+from ..modeling_abm import ABMForConditionalGeneration
+from ..pretrained import CheckpointError
+from ..processing_abm import ABMProcessor
+from ..training.arguments import ArgumentError
+from ..training.evaluation import evaluation_batches
+from ..training.items import Items
+from ..training.state import write_json
+
+# What may differ between the runs that fill one folder.
+_UNIMPORTANT = frozenset({"output_dir", "cpu", "batch_images", "batch_pixels", "gallery", "store"})
+
+
+def load_checkpoint(path: str, device: torch.device) -> tuple[ABMForConditionalGeneration, ABMProcessor]:
+    """The model in float32, ready to read, and its processor.
+
+    Args:
+        path: a directory or Hub id.
+        device: where the model goes.
+
+    Raises:
+        CheckpointError: if it cannot be loaded.
+    """
+    try:
+        processor = ABMProcessor.from_pretrained(path)
+        model = ABMForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"cannot load {path}: {str(error).strip().splitlines()[0]}") from error
+    return model.to(device).eval(), processor
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """Hash of all weights: a checkpoint that goes on training keeps its name."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy(force=True).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def claim_folder(output_dir: str, options: Mapping[str, Any], accelerator: Accelerator) -> Path:
+    """The output folder, made or taken up again.
+
+    Args:
+        output_dir: the folder.
+        options: all that the evaluation depends on, and more: names of model and data do not tell what is in them.
+        accelerator: which process this is.
+
+    Raises:
+        ArgumentError: if it holds another evaluation or something else, or cannot be written.
+    """
+    folder = Path(output_dir)
+    described = {name: value for name, value in options.items() if name not in _UNIMPORTANT}
+    record = folder / "evaluation.json"
+    if record.is_file():
+        before = json.loads(record.read_text(encoding="utf-8"))
+        if changed := sorted(name for name in described if before.get(name) != described[name]):
+            raise ArgumentError(
+                f"{folder} holds another evaluation ({', '.join(changed)} changed): choose another output_dir, or "
+                "delete it"
+            )
+    if not record.is_file() and folder.is_dir() and any(folder.iterdir()):
+        raise ArgumentError(f"{folder} holds something else: choose an empty output_dir")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(record, described)
+        except OSError as error:
+            raise ArgumentError(f"cannot write to {folder}: {error.strerror}") from error
+    accelerator.wait_for_everyone()
+    return folder
+
+
+def read_items(
+    items: Items,
+    read: Callable[[Tensor, Tensor], list[dict[str, Any]]],
+    folder: Path,
+    accelerator: Accelerator,
+    max_images: int,
+    max_pixels: int,
+) -> list[dict[str, Any]]:
+    """Reads what no process has read yet, this process its share of it, and waits for the others.
+
+    Args:
+        items: pictures with labels.
+        read: a batch of pixel values and masks to what is kept of each picture.
+        folder: where a line is appended for each item.
+        accelerator: which process this is.
+        max_images, max_pixels: most pictures and padded pixels in a batch.
+
+    Returns:
+        For each item its `id`, its `reference` and what was kept of it, in order.
+
+    Raises:
+        ArgumentError: if two items have the same id, by which they are kept apart.
+    """
+    if len(set(items.ids)) < len(items):
+        twice = next(name for name, count in Counter(items.ids).items() if count > 1)
+        raise ArgumentError(f"several items have the id {twice!r}: give each its own")
+    done = _rows(folder)
+    accelerator.wait_for_everyone()  # nobody writes before all have seen the same
+    missing = items.subset([index for index, name in enumerate(items.ids) if name not in done])
+    batches = list(evaluation_batches(missing, max_images, max_pixels)) if len(missing) else []
+    collator = ABMCollator((32, 64))
+    part = folder / f"part-{accelerator.process_index:03d}.jsonl"
+    torn = part.is_file() and not part.read_bytes().endswith(b"\n")
+    with part.open("a", encoding="utf-8") as file:
+        file.write("\n" if torn else "")  # a line cut short by a crash must not take the next one with it
+        for batch in tqdm(
+            batches[accelerator.process_index :: accelerator.num_processes],
+            disable=not accelerator.is_local_main_process,
+            unit="batch",
+        ):
+            tensors = collator([{"image": missing.images[index], "labels": [1]} for index in batch])
+            for index, kept in zip(batch, read(tensors["pixel_values"], tensors["pixel_mask"]), strict=True):
+                row = {"id": missing.ids[index], "reference": missing.latex[index], **kept}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+    accelerator.wait_for_everyone()
+    rows = _rows(folder)
+    return [rows[name] for name in items.ids]
+
+
+def _rows(folder: Path) -> dict[str, dict[str, Any]]:
+    """By id, all that any process has written; a line cut short by a crash does not count."""
+    rows = {}
+    for part in sorted(folder.glob("part-*.jsonl")):
+        for line in part.read_text(encoding="utf-8").split("\n"):  # not at what else Unicode calls the end of one
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            rows[row["id"]] = row
+    return rows

@@ -1,0 +1,229 @@
+"""A checkpoint as ONNX files: the encoder, and one step of each decoder branch.
+
+The folder that [`export_onnx`] writes holds all that reading needs; [`ABMOnnxModel`] reads with it, without torch.
+Shapes: B images of H × W pixels, K hypotheses of each, h × w = L feature positions of C channels, V output tokens,
+attention size D; the state of a hypothesis has S numbers.
+
+`encoder.onnx`: `pixel_values` (B, 1, H, W), ink bright on dark in [0, 1], and `pixel_mask` (B, H, W), both sides
+multiples of `feature_stride`; to `values` (B, L, C), `mask` (B, h, w), and for each direction `keys_…` (B, D, L) and
+`hidden_…` (B, S).
+
+`step_l2r.onnx`, `step_r2l.onnx`: `tokens` (B, K), `hidden` (B, K, S), `coverage` (B, K, h, w) and the images' `keys`,
+`values` and `mask`; to `log_probs` (B, K, V) of the next token, `next_hidden` and `next_coverage`.
+"""
+
+import copy
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..fusion_abm import fold_batch_norms
+from ..inference.onnx_files import ENCODER_FILE, EXPORT_FILE, step_file
+from ..modeling_abm import ABMDecoderBranch, ABMForConditionalGeneration
+from ..pretrained import checkpoint_path
+from ..processing_abm import ABMProcessor
+from .quantization import quantize_weights
+
+_LARGEST = 4096  # of each dynamic size; a bound that the exporter wants, not one that the files have
+
+
+def export_onnx(model: str | Path | None, folder: str | Path, int8: bool = False) -> Path:
+    """Writes a checkpoint as ONNX files, with the processor's and the tokenizer's files beside them.
+
+    Args:
+        model: a directory, Hub id or packaged checkpoint; the packaged default if `None`.
+        folder: made where it does not exist; files of an earlier export in it are replaced.
+        int8: whether the weights are stored in 8 bits.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: if there is no such checkpoint.
+        ImportError: if onnx, onnxscript or onnxruntime is missing.
+        OSError: if the folder cannot be written.
+    """
+    path = checkpoint_path(model)
+    network = ABMForConditionalGeneration.from_pretrained(path, dtype=torch.float32).eval()
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
+        made = Path(temporary)
+        _write_files(network, ABMProcessor.from_pretrained(path), made, int8)
+        # Whole files only, and the one that says so last, whatever interrupts.
+        for file in sorted(made.iterdir(), key=lambda file: file.name == EXPORT_FILE):
+            file.replace(folder / file.name)
+    return folder
+
+
+def _write_files(network: ABMForConditionalGeneration, processor: ABMProcessor, folder: Path, int8: bool) -> None:
+    network.config.save_pretrained(folder)
+    network.generation_config.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    files = {ENCODER_FILE: _export_encoder(network)}
+    for direction in network.config.directions:
+        files[step_file(direction)] = _export_step(network, direction)
+    for name, program in files.items():
+        graph = program.model_proto
+        _strip(graph)
+        onnx.save(quantize_weights(graph) if int8 else graph, folder / name)
+    (folder / EXPORT_FILE).write_text(json.dumps({"weights": "int8" if int8 else "float32"}) + "\n", encoding="utf-8")
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Takes away what only debuggers read: where each node comes from, paths on this machine included."""
+    for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+
+
+class ExportableEncoder(nn.Module):
+    """The encoder, and what each branch computes of a picture before its first token."""
+
+    def __init__(self, network: ABMForConditionalGeneration):
+        super().__init__()
+        self.encoder = copy.deepcopy(network.encoder)
+        self.encoder.by_size = False  # how pictures are grouped depends on their content, which a graph cannot
+        fold_batch_norms(self.encoder)
+        self.branches = network.branches
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[Tensor, ...]:
+        encoded = self.encoder(pixel_values, pixel_mask)
+        values, mask = encoded.last_hidden_state, encoded.encoder_mask
+        weights = mask.flatten(1).to(values.dtype)  # (B, L)
+        mean = (weights[:, None] @ values).squeeze(1) / weights.sum(1, keepdim=True)  # (B, C)
+        outputs = [values, mask]
+        for branch in self.branches.values():
+            assert isinstance(branch, ABMDecoderBranch)
+            keys = branch.attention.prepare(values, mask).keys
+            outputs += [keys.transpose(1, 2).contiguous(), branch.initial_state(mean).tanh()]
+        return tuple(outputs)
+
+
+class ExportableStep(nn.Module):
+    """One step of a branch, its equations written out for single tokens: see `recurrence_abm` and `ABMAttention`.
+
+    What depends on the token alone is a table: its embedding has been through the layers that follow.
+    """
+
+    def __init__(self, branch: ABMDecoderBranch):
+        super().__init__()
+        attention, embedding = branch.attention, branch.embedding.weight
+        self.token_gates = nn.Embedding.from_pretrained(branch.token_gru.input(embedding))
+        self.token_output = nn.Embedding.from_pretrained(branch.output_embedding(embedding))
+        self.token_recurrent = branch.token_gru.recurrent
+        self.context_input = branch.context_gru.input
+        self.context_recurrent = branch.context_gru.recurrent
+        self.query = attention.query
+        self.energy = attention.energy
+        self.margin = max(attention.coverage_kernels) // 2
+        size = 2 * self.margin + 1
+        self.kernel = nn.Parameter(attention.fused_kernel().T.reshape(-1, 1, size, size))  # (D, 1, k, k)
+        self.output_context = branch.output_context
+        self.output_hidden = branch.output_hidden
+        self.classifier = branch.classifier
+
+    def forward(
+        self, tokens: Tensor, hidden: Tensor, coverage: Tensor, keys: Tensor, values: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        between = _gru(self.token_gates(tokens), self.token_recurrent(hidden), hidden)  # (B, K, S)
+        around = F.conv2d(coverage.flatten(0, 1)[:, None], self.kernel, padding=self.margin)  # (B · K, D, h, w)
+        around = around.flatten(2).unflatten(0, coverage.shape[:2])  # (B, K, D, L)
+        activation = (around + keys[:, None] + self.query(between)[..., None]).tanh()
+        energies = (self.energy.weight @ activation).squeeze(2)  # (B, K, L)
+        attention = energies.masked_fill(~mask.flatten(1)[:, None], float("-inf")).softmax(-1)
+        context = attention @ values  # (B, K, C)
+        new = _gru(self.context_input(context), self.context_recurrent(between), between)
+        mixed = self.output_context(context) + self.output_hidden(new) + self.token_output(tokens)
+        maxout = mixed.unflatten(-1, (-1, 2)).amax(-1)  # (B, K, E / 2)
+        log_probs = self.classifier(maxout).log_softmax(-1)
+        return log_probs, new, coverage + attention.view_as(coverage)
+
+
+def _gru(projected: Tensor, recurrent: Tensor, hidden: Tensor) -> Tensor:
+    size = hidden.shape[-1]
+    reset, update = (projected[..., : 2 * size] + recurrent[..., : 2 * size]).sigmoid().chunk(2, dim=-1)
+    candidate = (projected[..., 2 * size :] + reset * recurrent[..., 2 * size :]).tanh()
+    return candidate + update * (hidden - candidate)
+
+
+def _export_encoder(network: ABMForConditionalGeneration) -> Any:
+    stride = network.config.feature_stride
+    sides = {"h": stride * torch.export.Dim("h", max=_LARGEST), "w": stride * torch.export.Dim("w", max=_LARGEST)}
+    batch = torch.export.Dim("B", max=_LARGEST)
+    names = [name for direction in network.config.directions for name in (f"keys_{direction}", f"hidden_{direction}")]
+    return _export(
+        ExportableEncoder(network),
+        {
+            "pixel_values": torch.rand(2, network.config.num_channels, 3 * stride, 4 * stride),
+            "pixel_mask": torch.ones(2, 3 * stride, 4 * stride, dtype=torch.bool),
+        },
+        ["values", "mask", *names],
+        {
+            "pixel_values": {0: batch, 2: sides["h"], 3: sides["w"]},
+            "pixel_mask": {0: batch, 1: sides["h"], 2: sides["w"]},
+        },
+    )
+
+
+def _export_step(network: ABMForConditionalGeneration, direction: str) -> Any:
+    config = network.config
+    batch, beams, rows, columns = (torch.export.Dim(name, max=_LARGEST) for name in ("B", "K", "h", "w"))
+    positions = torch.export.Dim("L", max=_LARGEST)
+    return _export(
+        ExportableStep(network._branch(direction)),
+        {
+            "tokens": torch.zeros(2, 3, dtype=torch.long),
+            "hidden": torch.rand(2, 3, config.hidden_size),
+            "coverage": torch.rand(2, 3, 4, 5),
+            "keys": torch.rand(2, config.attention_size, 20),
+            "values": torch.rand(2, 20, config.feature_channels),
+            "mask": torch.ones(2, 4, 5, dtype=torch.bool),
+        },
+        ["log_probs", "next_hidden", "next_coverage"],
+        {
+            "tokens": {0: batch, 1: beams},
+            "hidden": {0: batch, 1: beams},
+            "coverage": {0: batch, 1: beams, 2: rows, 3: columns},
+            "keys": {0: batch, 2: positions},
+            "values": {0: batch, 1: positions},
+            "mask": {0: batch, 1: rows, 2: columns},
+        },
+    )
+
+
+def _export(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], sizes: Mapping[str, Any]) -> Any:
+    with torch.no_grad(), _silence():
+        return torch.onnx.export(
+            module.eval(),
+            kwargs=dict(inputs),
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes=dict(sizes),
+            dynamo=True,
+            verbose=False,
+        )
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Without what the exporter says about itself."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,1 @@
+"""Recognition: pictures or ink in, LaTeX with its probabilities out."""

@@ -1,0 +1,1 @@
+"""Pen strokes: reading, drawing, varying them, and which strokes write which token."""

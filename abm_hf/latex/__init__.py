@@ -1,0 +1,1 @@
+"""LaTeX labels: lexer, normalisation, parser, tree."""

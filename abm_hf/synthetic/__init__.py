@@ -1,0 +1,1 @@
+"""Expressions drawn by the package itself, with exact labels."""
