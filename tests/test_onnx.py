@@ -9,22 +9,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import abm_hf
 from abm_hf import ABMOnnxModel, Ink, Recognition, Recognizer
-from abm_hf.cli.loading import reads_with_onnx
 from abm_hf.cli.main import main
 from abm_hf.data.offline import read_offline
 from abm_hf.hub.onnx_export import export_onnx
 from abm_hf.image_processing_abm import ImageInputError
-from abm_hf.inference.onnx_cache import exported_folder
+from abm_hf.inference.loading import load_recognizer
+from abm_hf.inference.onnx_files import checkpoint_with_onnx
+from abm_hf.ink.rendering import render_ink
+from abm_hf.modeling_abm import ABMForConditionalGeneration
 from abm_hf.pretrained import CheckpointError
 from abm_hf.synthetic.expressions import synthetic_ink
 
 
 @pytest.fixture(scope="module")
 def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_onnx(tiny_checkpoint, tmp_path_factory.mktemp("onnx"))
+    return export_onnx(tiny_checkpoint, tmp_path_factory.mktemp("onnx"), "float32")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +84,7 @@ def test_crohme_is_read_as_torch_reads_it(crohme_offline: Path, tmp_path: Path) 
     if not every:
         pytest.skip("a minute or more: set ABM_HF_CROHME_EVERY=5 to compare 198 images")
     pictures = [item.image for item in read_offline(crohme_offline, "2014")[::every]]
-    model = ABMOnnxModel(export_onnx(None, tmp_path))
+    model = ABMOnnxModel(export_onnx(None, tmp_path, "float32"))
     for beams in (1, 10):
         _assert_same(model(pictures, num_beams=beams), Recognizer(device="cpu")(pictures, num_beams=beams))
 
@@ -107,20 +110,20 @@ def test_bad_pictures(onnx_model: ABMOnnxModel, inks: list[Ink], tmp_path: Path)
         onnx_model(tmp_path / "text.png")
 
 
-def test_int8_is_smaller_and_reads(exported: Path, tiny_checkpoint: Path, inks: list[Ink], tmp_path: Path) -> None:
+def test_the_encoder_in_8_bits(exported: Path, tiny_checkpoint: Path, inks: list[Ink], tmp_path: Path) -> None:
     import onnx
 
-    from abm_hf.hub.quantization import quantize_weights
-
-    folder = shutil.copytree(exported, tmp_path / "int8")
-    for file in folder.glob("*.onnx"):
-        onnx.save(quantize_weights(onnx.load(file)), file)
-        stored = {tensor.data_type for tensor in onnx.load(file).graph.initializer if np.prod(tensor.dims) > 200}
-        assert stored == {onnx.TensorProto.INT8}, file.name
-    floats, integers = ABMOnnxModel(exported), ABMOnnxModel(folder)
-    encoded = [model._encode([np.full((64, 96), 200, np.uint8)])["values"] for model in (floats, integers)]
-    assert np.abs(encoded[0] - encoded[1]).max() < 0.05 * np.abs(encoded[0]).max()
-    assert len(integers(inks, num_beams=2, max_length=8)) == len(inks)
+    folder = export_onnx(tiny_checkpoint, tmp_path / "int8", "int8")
+    graph = onnx.load(folder / "onnx" / "encoder.onnx").graph
+    integers = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
+    dequantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    weights = [node.input[1] for node in graph.node if node.op_type == "Conv"]
+    assert weights and set(weights) <= dequantized and len(integers) >= len(weights)
+    floats, quantized = ABMOnnxModel(exported), ABMOnnxModel(folder)
+    image = render_ink(inks[0])
+    encoded = [model._encode([image])["values"] for model in (floats, quantized)]
+    assert 0 < np.abs(encoded[0] - encoded[1]).mean() < 0.1 * np.abs(encoded[0]).mean()
+    assert len(quantized(inks, num_beams=2, max_length=8)) == len(inks)
 
 
 def test_reading_imports_no_torch(exported: Path, tmp_path: Path) -> None:
@@ -129,7 +132,7 @@ def test_reading_imports_no_torch(exported: Path, tmp_path: Path) -> None:
     image = Image.new("L", (200, 80), 255)
     ImageDraw.Draw(image).line([(20, 20), (150, 60)], fill=0, width=3)
     image.save(tmp_path / "formula.png")
-    arguments = ["recognize", str(tmp_path / "formula.png"), "--backend", "onnx", "--model", str(exported)]
+    arguments = ["recognize", str(tmp_path / "formula.png"), "--model", str(exported)]
     code = (
         "import sys; from abm_hf.cli.main import main; "
         f"code = main({[*arguments, '--max-length', '8']!r}); "
@@ -139,60 +142,30 @@ def test_reading_imports_no_torch(exported: Path, tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "0 []", done.stderr
 
 
-def test_a_checkpoint_is_exported_once(
-    tiny_checkpoint: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = []
-
-    def copy_instead(model: Path, folder: Path) -> Path:
-        made.append(folder)
-        return shutil.copytree(exported, folder)
-
-    monkeypatch.setenv("ABM_HF_CACHE", str(tmp_path))
-    monkeypatch.setattr("abm_hf.hub.onnx_export.export_onnx", copy_instead)
-    first, second = exported_folder(tiny_checkpoint), exported_folder(tiny_checkpoint)
-    assert first == second == made[0] and len(made) == 1 and first.parent == tmp_path
-    changed = shutil.copytree(tiny_checkpoint, tmp_path / "changed")
-    (changed / "config.json").write_text((changed / "config.json").read_text() + " ")
-    assert exported_folder(changed) != first
-    assert exported_folder(exported) == exported
+def test_an_export_beside_the_weights_is_used_while_it_belongs_to_them(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    with pytest.raises(CheckpointError, match="abm-hf export onnx"):
+        checkpoint_with_onnx(folder)
+    assert isinstance(load_recognizer(folder, "cpu"), Recognizer)
+    export_onnx(folder, encoder="float32")
+    assert isinstance(load_recognizer(folder, "cpu"), ABMOnnxModel)
+    assert isinstance(load_recognizer(folder, "cpu", engine="torch"), Recognizer)
+    model = ABMForConditionalGeneration.from_pretrained(folder)
+    with torch.no_grad():
+        model.encoder.stem.weight.mul_(1.5)
+    model.save_pretrained(folder)
+    with pytest.raises(CheckpointError, match="changed"):
+        load_recognizer(folder, "cpu", engine="onnx")
+    assert isinstance(load_recognizer(folder, "cpu"), Recognizer)
 
 
-@pytest.mark.parametrize(
-    "options, there, backend",
-    [
-        ("", True, "onnx"),
-        ("", False, "torch"),
-        ("--device cpu", True, "torch"),
-        ("--precision auto", True, "torch"),
-        ("--backend torch", True, "torch"),
-    ],
-)
-def test_the_command_takes_the_export_that_is_there(
-    options: str,
-    there: bool,
-    backend: str,
-    exported: Path,
-    tiny_checkpoint: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("ABM_HF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("abm_hf.cli.loading.shutil.which", lambda name: None)
-    loaded = []
-    for name in ("onnx", "torch"):
-        function = {"onnx": "load_onnx_model", "torch": "load_recognizer"}[name]
-        monkeypatch.setattr(f"abm_hf.cli.recognize.{function}", lambda *_, name=name: loaded.append(name))
-    monkeypatch.setattr("abm_hf.hub.onnx_export.export_onnx", lambda model, folder: shutil.copytree(exported, folder))
-    if there:
-        exported_folder(tiny_checkpoint)
-    assert main(["recognize", "examples", "--model", str(tiny_checkpoint), *options.split()]) == 2
-    assert loaded == [backend]
+def test_the_packaged_checkpoint_comes_with_its_export() -> None:
+    assert isinstance(load_recognizer(device="cpu"), ABMOnnxModel)
 
 
-@pytest.mark.parametrize("model", ["me/hub-id", "/no/such/folder"])
-def test_what_is_no_checkpoint_here_is_left_to_torch(model: str) -> None:
-    assert not reads_with_onnx(model)
+def test_an_unknown_engine_is_refused(exported: Path) -> None:
+    with pytest.raises(ValueError, match="auto, onnx or torch"):
+        load_recognizer(exported, engine="tensorrt")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "no encoder", "no step", "no config", "no tokenizer", "nothing"])
@@ -200,26 +173,19 @@ def test_damaged_folders(exported: Path, tmp_path: Path, damage: str, capsys: py
     folder = shutil.copytree(exported, tmp_path / "damaged")
     match damage:
         case "truncated":
-            (folder / "step_l2r.onnx").write_bytes((folder / "step_l2r.onnx").read_bytes()[:3000])
+            step = folder / "onnx" / "step_l2r.onnx"
+            step.write_bytes(step.read_bytes()[:3000])
         case "nothing":
             shutil.rmtree(folder)
         case _:
-            name = {"encoder": "encoder.onnx", "step": "step_r2l.onnx", "tokenizer": "tokenizer.json"}
+            name = {"encoder": "onnx/encoder.onnx", "step": "onnx/step_r2l.onnx", "tokenizer": "tokenizer.json"}
             (folder / name.get(damage[3:], "config.json")).unlink()
     with pytest.raises(CheckpointError, match="damaged"):
         ABMOnnxModel(folder)
     capsys.readouterr()
-    assert main(["recognize", "formula.png", "--backend", "onnx", "--model", str(folder)]) == 2
+    assert main(["recognize", "formula.png", "--engine", "onnx", "--model", str(folder)]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and len(captured.err.splitlines()) == 1, captured.err
-
-
-def test_without_onnxruntime(
-    exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert main(["recognize", "formula.png", "--backend", "onnx", "--model", str(exported)]) == 2
-    assert "pip install 'abm-hf[onnx]'" in capsys.readouterr().err
 
 
 def test_command(exported: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,7 +109,7 @@ def test_code_loads_without_the_package(tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setattr(part, "_auto_class", auto_class)  # as `register_for_auto_class`, for this test alone
     saved = tmp_path / "saved"
     ABMProcessor().save_pretrained(saved)
-    assert (saved / "field_form_abm.py").is_file()
+    assert (saved / "crohme_style_abm.py").is_file()
     clean = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
     done = subprocess.run(
         [sys.executable, "-c", REMOTE, str(saved)], env=clean, cwd=tmp_path, capture_output=True, text=True

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from PIL import Image
 
 from abm_hf import Recognizer
 from abm_hf.cli.main import main
+from abm_hf.hub.onnx_export import export_onnx
 from abm_hf.hub.publish import HubError, export_space, push_space
 
 ROOT = Path(__file__).parents[1]
@@ -35,9 +37,12 @@ def hub() -> Iterator[FakeHub]:
 @pytest.fixture(scope="module")
 def published(hub: FakeHub, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Publishes a model and a Space that takes its weights from it, with the command; returns what that said."""
+    # With its encoder in floats: random weights in 8 bits would give other answers than PyTorch.
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path_factory.mktemp("checkpoint") / "tiny")
+    export_onnx(checkpoint, encoder="float32")
     code = f"""
-    from abm_hf.cli import main
-    assert main(["push", "me/abm-tiny", "--model", {str(tiny_checkpoint)!r}]) == 0
+    from abm_hf.cli.main import main
+    assert main(["push", "me/abm-tiny", "--model", {str(checkpoint)!r}]) == 0
     assert main(["push-space", "me/handwriting", "--model", "me/abm-tiny", "--public"]) == 0
     """
     return _run(code, hub.environment(tmp_path_factory.mktemp("home")) | {"PYTHONPATH": str(ROOT)})
@@ -55,9 +60,13 @@ def test_a_published_model_holds_all_that_it_needs(published: str, hub: FakeHub)
     repository = hub.repositories["model", "me/abm-tiny"]
     assert f"{hub.address}/me/abm-tiny/commit/" in published
     assert repository.made_with["visibility"] == "private"
-    assert {"model.safetensors", "modeling_abm.py", "tokenizer.json", "generation_config.json"} <= set(
-        repository.files
-    )
+    assert {
+        "model.safetensors",
+        "onnx/encoder.onnx",
+        "modeling_abm.py",
+        "tokenizer.json",
+        "generation_config.json",
+    } <= set(repository.files)
     assert b"me/abm-tiny" in repository.files["README.md"]
 
 

@@ -9,8 +9,8 @@ from .messages import fail, one_line
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument("form", choices=["onnx"], help="onnx: an encoder and one step of each branch")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
-    parser.add_argument("--int8", action="store_true", help="store the weights in 8 bits")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write; default: the checkpoint's own")
+    parser.add_argument("--float32", action="store_true", help="the encoder in floats, not in 8-bit integers")
     parser.add_argument("--model", help="directory or Hub id; default: the packaged checkpoint")
 
 
@@ -22,9 +22,10 @@ def run(options: argparse.Namespace) -> int:
     try:
         from ..hub.onnx_export import export_onnx
 
-        print(export_onnx(options.model, options.output, int8=options.int8))
+        encoder = "float32" if options.float32 else "int8"
+        print(export_onnx(options.model, options.output, encoder))
     except ImportError as error:  # the exporter imports some of its parts late
         return fail(f"exporting to ONNX needs {error.name}: pip install 'abm-hf[onnx]'")
     except (OSError, ValueError) as error:
-        return fail(f"cannot export {options.model or '(packaged)'} to {options.output}: {one_line(error)}")
+        return fail(f"cannot export {options.model or '(packaged)'} to ONNX: {one_line(error)}")
     return 0

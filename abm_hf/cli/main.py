@@ -146,7 +146,7 @@ def _info(options: argparse.Namespace) -> int:
 def _explain(options: argparse.Namespace) -> int:
     if options.output.suffix.lower() not in (".gif", ".png"):
         return fail(f"{options.output}: name a .gif or a .png file")
-    recognizer = load_recognizer(options.model, options.device)
+    recognizer = load_recognizer(options.model, options.device, "torch")
     if recognizer is None:
         return 2
     from ..image_processing_abm import ImageInputError

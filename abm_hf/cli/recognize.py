@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .loading import load_onnx_model, load_recognizer, reads_with_onnx
+from .loading import load_recognizer
 from .messages import about, fail, one_line
 from .sharding import PredictionFile, Shard
 from .writing import FORMATS, FileWriter, PictureWriter, StreamWriter, Writer
@@ -27,17 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="directory or Hub id; default: the packaged checkpoint")
     parser.add_argument("--device", help="such as cpu or cuda; default: a GPU if there is one")
     parser.add_argument(
-        "--backend",
-        choices=["auto", "torch", "onnx"],
+        "--engine",
+        choices=["auto", "onnx", "torch"],
         default="auto",
-        help="what runs the network. onnx starts in half a second, but exports a checkpoint when first asked for; "
-        "auto: onnx where that has been done, torch otherwise",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=["float32", "bfloat16", "int8", "auto"],
-        default="float32",
-        help="of the encoder with torch; auto: the fastest that the processor has. A few answers in a hundred differ",
+        help="what runs the network; auto: ONNX Runtime on a CPU, PyTorch on a GPU or where there is no ONNX export",
     )
     parser.add_argument("--beams", type=_positive, default=10, metavar="N", help="hypotheses followed (10); 1: greedy")
     parser.add_argument("--top-k", type=_positive, default=1, metavar="N", help="readings for each input, in JSON")
@@ -117,10 +110,6 @@ def _contradiction(options: argparse.Namespace, shard: Shard) -> str | None:
         return "--output takes JSON lines: leave --format latex out, or redirect standard output for LaTeX alone"
     if options.format == "png" and options.output is None:
         return "--format png needs --output, a folder (or a .png file for a single input)"
-    if options.backend == "onnx" and options.precision != "float32":
-        return (
-            "--precision is for torch: an export has the precision in which it was written (abm-hf export onnx --int8)"
-        )
     if options.two_way_weight is not None and not options.two_way:
         return "--two-way-weight weighs the branches of --two-way: add that, or leave it out"
     return None
@@ -181,13 +170,7 @@ def _run_shard(options: argparse.Namespace, inputs: list[Any], shard: Shard) -> 
 
 
 def _load(options: argparse.Namespace, shard: Shard) -> "BaseRecognizer | None":
-    backend = options.backend
-    if backend == "auto":
-        free = options.device is None and options.precision == "float32"
-        backend = "onnx" if free and reads_with_onnx(options.model) else "torch"
-    if backend == "onnx":
-        return load_onnx_model(options.model, options.device)
-    return load_recognizer(options.model, _device(options, shard), options.precision)
+    return load_recognizer(options.model, _device(options, shard), options.engine)
 
 
 def _device(options: argparse.Namespace, shard: Shard) -> str | None:

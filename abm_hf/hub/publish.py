@@ -4,6 +4,7 @@
 classes first, so that the code goes along and `from_pretrained(..., trust_remote_code=True)` works without it.
 """
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
 from ..configuration_abm import ABMConfig
 from ..image_processing_abm import ABMImageProcessor
+from ..inference.onnx_files import EXPORT_FILE, ONNX_FOLDER, checkpoint_with_onnx, write_export_file
 from ..modeling_abm import ABMForConditionalGeneration
 from ..pretrained import PACKAGED, CheckpointError, checkpoint_path
 from ..processing_abm import ABMProcessor
@@ -87,6 +89,7 @@ def export_checkpoint(source: str | Path | None, folder: str | Path, repository:
 
     Raises:
         CheckpointError: if there is no such checkpoint.
+        ImportError: if it has no ONNX export that belongs to its weights, and onnx or onnxscript is missing.
         OSError: if the folder cannot be written.
     """
     path = Path(checkpoint_path(source))
@@ -97,8 +100,24 @@ def export_checkpoint(source: str | Path | None, folder: str | Path, repository:
             shutil.copytree(path / evidence, folder / evidence, dirs_exist_ok=True)
         elif (path / evidence).is_file():
             shutil.copyfile(path / evidence, folder / evidence)
+    _add_onnx(path, folder)
     write_model_card(folder, repository, name)
     return folder
+
+
+def _add_onnx(source: Path, folder: Path) -> None:
+    """Puts an ONNX export of the weights beside them: the source's own, if it belongs to its weights, or a new one."""
+    try:
+        exported = checkpoint_with_onnx(source) / ONNX_FOLDER
+    except CheckpointError:
+        from .onnx_export import export_onnx
+
+        export_onnx(folder)
+        return
+    target = folder / ONNX_FOLDER
+    shutil.copytree(exported, target, dirs_exist_ok=True)
+    # Saving wrote the same weights again, not always the same bytes.
+    write_export_file(folder, target, json.loads((exported / EXPORT_FILE).read_text(encoding="utf-8"))["encoder"])
 
 
 def push_to_hub(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 from tokenizers import Tokenizer
 
 from ..crohme_style_abm import to_field_form
@@ -19,8 +20,7 @@ from ..pretrained import CheckpointError
 from ..readings_abm import JUDGED, Reading, check_scales, distinct_readings, make_reading
 from ..search_abm import Hypothesis, StepState, Task, beam_search, greedy_search, score_hypotheses
 from .base import BaseRecognizer, Recognition, are_several, pad_pictures, resize_picture
-from .onnx_cache import exported_folder
-from .onnx_files import ENCODER_FILE, step_file
+from .onnx_files import ENCODER_FILE, ONNX_FOLDER, checkpoint_with_onnx, step_file
 
 _FIELD_FORM_OPTIONS = ("do_normalize", "min_side", "component_height", "margin", "max_pixels")
 
@@ -66,14 +66,14 @@ class ABMOnnxModel(BaseRecognizer):
     """Reads pictures or ink as [`Recognizer`] does, with onnxruntime in place of torch.
 
     Args:
-        model: the folder of an export, or a checkpoint (directory, Hub id, name of a packaged one; the packaged
-            default if `None`), which is exported to a cache folder at its first use. That takes torch, once.
+        model: a checkpoint with a folder `onnx` (`abm-hf export onnx` writes it): a directory, a Hub id, or the name
+            of a packaged one; the packaged default if `None`.
         device: `"cpu"` (the default) or, with onnxruntime-gpu, `"cuda"` or such as `"cuda:1"`.
         threads: for each operation; as many as there are cores by default.
 
     Raises:
-        CheckpointError: if there is no such folder, or something in it is missing or damaged.
-        ImportError: if onnxruntime is missing, or what exporting needs.
+        CheckpointError: if there is no such checkpoint, or something in its ONNX files is missing, damaged or older
+            than the weights beside them.
         ValueError: if onnxruntime has no such device.
 
     Example:
@@ -88,15 +88,14 @@ class ABMOnnxModel(BaseRecognizer):
     """
 
     def __init__(self, model: str | Path | None = None, device: str | None = None, threads: int | None = None):
-        runtime = _import_runtime()
-        folder = exported_folder(model)
+        folder = checkpoint_with_onnx(model)
         self.path = str(folder)
         self.config = _read_json(folder / "config.json")
         self.tokenizer = LatexVocabulary(folder)
         self.generation_config = _read_json(folder / "generation_config.json")
         self._picture_options = _read_json(folder / "processor_config.json")["image_processor"]
         self._sessions = {
-            name: _session(runtime, folder / name, device, threads)
+            name: _session(folder / ONNX_FOLDER / name, device, threads)
             for name in (ENCODER_FILE, *map(step_file, self.config["directions"]))
         }
 
@@ -265,31 +264,21 @@ class ABMOnnxModel(BaseRecognizer):
         ]
 
 
-def _import_runtime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ImportError("reading with ONNX needs onnxruntime: pip install 'abm-hf[onnx]'") from error
-    return onnxruntime
-
-
-def _session(runtime: Any, path: Path, device: str | None, threads: int | None) -> Any:
+def _session(path: Path, device: str | None, threads: int | None) -> Any:
     """One file, loaded."""
-    again = f"write it with: abm-hf export onnx --output {path.parent}"
+    again = f"write it with: abm-hf export onnx --model {path.parents[1]}"
     if not path.is_file():
         raise CheckpointError(f"{path.parent} has no {path.name}: {again}")
     kind, _, number = (device or "cpu").partition(":")
     provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(kind)
-    if provider not in runtime.get_available_providers():
+    if provider not in onnxruntime.get_available_providers():
         raise ValueError(f"this onnxruntime cannot run on {device}: use cpu, or install onnxruntime-gpu for cuda")
-    options = runtime.SessionOptions()
+    options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors reach the caller as exceptions
     options.intra_op_num_threads = threads or 0
-    # Weights stored in 8 bits become floats once, on loading, and not at each call.
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         chosen = {"device_id": number} if number else {}
-        return runtime.InferenceSession(path, options, providers=[(provider, chosen)])
+        return onnxruntime.InferenceSession(path, options, providers=[(provider, chosen)])
     except Exception as error:  # onnxruntime has a class of its own for each kind of damage
         raise CheckpointError(f"{path} is damaged, or no file that this onnxruntime can read: {again}") from error
 

@@ -1,13 +1,7 @@
-"""The one-liner: pictures or ink of formulas in, LaTeX out.
-
->>> import abm_hf
->>> abm_hf.recognize("formula.png").latex
-'x^{2}+1'
-"""
+"""Recognition with PyTorch: on GPUs, and where attention is wanted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +15,7 @@ from ..processing_abm import ABMProcessor
 from ..reading_abm import read_formulas
 from ..readings_abm import Reading
 from ..runtime import Precision, encoder_dtype
-from .base import BaseRecognizer, Recognition, are_several, pad_pictures
+from .base import BaseRecognizer, pad_pictures
 
 
 @dataclass(frozen=True)
@@ -126,31 +120,3 @@ class Recognizer(BaseRecognizer):
         """Model inputs for prepared pictures, padded to a size that recurs."""
         values, mask = pad_pictures(pictures, self.processor.image_processor.pad_to_multiple_of)
         return {"pixel_values": torch.from_numpy(values), "pixel_mask": torch.from_numpy(mask)}
-
-
-def recognize(
-    images: Any,
-    *,
-    model: str | Path | None = None,
-    device: str | torch.device | None = None,
-    **options: Any,
-) -> Recognition | list[Recognition]:
-    """Reads pictures or ink of handwritten formulas with the packaged checkpoint, or another.
-
-    Args:
-        images: a path, PIL image, array, tensor, bytes or [`Ink`]; or a list of them.
-        model, device: see [`Recognizer`]. The model is loaded once and kept.
-        options: see [`Recognizer.__call__`].
-
-    Returns:
-        A [`Recognition`] for a single picture; a list with one for each, in order, for several.
-    """
-    results = _recognizer(str(model) if model is not None else None, str(device) if device else None)(
-        images, **options
-    )
-    return results if are_several(images) else results[0]
-
-
-@lru_cache(maxsize=2)
-def _recognizer(model: str | None, device: str | None) -> Recognizer:
-    return Recognizer(model, device)
