@@ -1,10 +1,10 @@
-"""Decoding beyond `generate`: LaTeX that is always well-formed, and search with both reading directions.
+"""Decoding with `generate`: LaTeX that is always well-formed, and rescoring by the other branch.
 
 [`LatexGrammarLogitsProcessor`] leaves only tokens from which the grammar can still be satisfied. A branch scores any
-sequence in one teacher-forced pass ([`score_sequences`]); the pictures are encoded once.
+sequence in one teacher-forced pass ([`score_sequences`]); [`rescored_generate`] is what `recognize` does, behind
+`generate`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +15,13 @@ from torch.nn import functional as F
 from transformers import EosTokenCriteria, GenerationConfig, LogitsProcessor, MaxLengthCriteria, MaxTimeCriteria
 from transformers.utils import ModelOutput
 
+from .decoding_abm import DecodingOptions, formula, rescore, score, search
 from .grammar_abm import NEVER, GrammarState, GrammarTables, tokenizer_grammar
 from .modeling_abm import ABMEncoderOutput, ABMForConditionalGeneration
-from .torch_search_abm import find_hypotheses, stacked
+from .torch_engine_abm import TorchEngine
 
 # A log-probability that nothing likely has, but finite; beam search gives the same to hypotheses that do not exist.
 _IMPOSSIBLE = -1e9
-
-# What a pass over many steps holds grows with steps × sequences × positions × channels of the attention. Reading a few
-# steps at a time bounds it; the state carries over. Buffers of this size are used again, larger ones cost page faults.
-_ACTIVATION_BUDGET = 4_000_000
 
 
 class LatexGrammarLogitsProcessor(LogitsProcessor):
@@ -124,6 +121,7 @@ def _hash_weights(length: int) -> np.ndarray:
     return np.full(length, 0x9E3779B97F4A7C15 - (1 << 64), np.int64).cumprod()
 
 
+@torch.no_grad()
 def score_sequences(
     model: ABMForConditionalGeneration,
     encoder_outputs: ABMEncoderOutput,
@@ -138,9 +136,9 @@ def score_sequences(
 
     Args:
         model ([`ABMForConditionalGeneration`]): with a branch for `direction`.
-        encoder_outputs ([`ABMEncoderOutput`]): of B pictures.
+        encoder_outputs ([`ABMEncoderOutput`]): of B images.
         sequences (`torch.LongTensor` of shape `(num_sequences, length)`): `y1 … yn eos`, without the start token and
-            padded with the pad id; a multiple of B, consecutive sequences sharing a picture. What follows the first
+            padded with the pad id; a multiple of B, consecutive sequences sharing an image. What follows the first
             end or pad id is ignored; a sequence without end token is scored for its tokens alone.
         direction (`str`, defaults to `"l2r"`): the branch that scores.
 
@@ -148,66 +146,33 @@ def score_sequences(
         `torch.FloatTensor` of shape `(num_sequences, length)`: log-probabilities, 0 at padding.
 
     Raises:
-        ValueError: if the model has no such branch, or the sequences do not share the pictures evenly.
+        ValueError: if the model has no such branch, or the sequences do not share the images evenly.
     """
-    images = len(encoder_outputs.last_hidden_state)
-    if not len(sequences) or len(sequences) % images:
-        raise ValueError(
-            f"{len(sequences)} sequences cannot share {images} pictures evenly: pass as many for each, in a row"
-        )
     config = model.config
-    bos, eos, pad = config.bos_token_id, config.eos_token_id, config.pad_token_id
-    is_token = ((sequences != eos) & (sequences != pad) & (sequences >= 0)).cumprod(dim=1).bool()
-    lengths = is_token.sum(dim=1, keepdim=True)
-    ends = F.pad(sequences, (0, 1), value=pad).gather(1, lengths) == eos  # (N, 1)
-    positions = torch.arange(sequences.shape[1], device=sequences.device).expand_as(sequences)
-    is_end = (positions == lengths) & ends
-    # The permutation of `reading_order`: tokens reversed, the rest in place, and its own inverse.
-    order = torch.where(is_token, lengths - 1 - positions, positions) if direction == "r2l" else positions
-    first, last = (bos, eos) if direction == "l2r" else (eos, bos)
-    targets = torch.where(is_token, sequences, pad).gather(1, order).masked_fill(is_end, last)
-    read = F.pad(targets[:, :-1], (1, 0), value=first)
-    scored = _token_log_probs(model, encoder_outputs, read, targets, direction)
-    return scored.masked_fill(~(is_token | is_end), 0.0).gather(1, order)
-
-
-def _token_log_probs(
-    model: ABMForConditionalGeneration,
-    encoder_outputs: ABMEncoderOutput,
-    read: Tensor,
-    targets: Tensor,
-    direction: str,
-) -> Tensor:
-    """Log-probabilities (N, T) of `targets` after `read`, a few steps at a time."""
-    positions = encoder_outputs.last_hidden_state.shape[1]
-    width = model.config.attention_size + max(model.config.coverage_kernels) ** 2
-    steps = max(1, _ACTIVATION_BUDGET // (len(read) * positions * width))
-    state = None
-    scored = []
-    for start in range(0, read.shape[1], steps):
-        output = model(
-            encoder_outputs=encoder_outputs,
-            decoder_input_ids=read[:, start : start + steps],
-            decoder_direction=direction,
-            past_key_values=state,
-            use_cache=True,
-        )
-        state = output.past_key_values
-        log_probs = output.logits.float().log_softmax(-1)
-        scored.append(log_probs.gather(-1, targets[:, start : start + steps, None]).squeeze(-1))
-    return torch.cat(scored, dim=1) if scored else torch.zeros(targets.shape, device=targets.device)
+    is_token = (sequences != config.eos_token_id) & (sequences != config.pad_token_id) & (sequences >= 0)
+    lengths = is_token.cumprod(dim=1).sum(dim=1, keepdim=True)  # (N, 1)
+    # Each gets an end, which counts only where it had one.
+    labels = F.pad(sequences, (0, 1), value=config.pad_token_id)
+    ended = labels.gather(1, lengths) == config.eos_token_id
+    labels = labels.scatter(1, lengths, config.eos_token_id)
+    positions = torch.arange(labels.shape[1], device=labels.device)
+    labels = labels.masked_fill(positions > lengths, -100)
+    log_probs = model.teacher_forced(direction, encoder_outputs, labels).float().log_softmax(-1)  # (N, T + 1, K)
+    targets = model.targets(direction, labels)
+    scored = log_probs.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)
+    return scored.masked_fill(positions >= lengths + ended.long(), 0.0)[:, :-1]
 
 
 @dataclass
-class TwoWayOutput(ModelOutput):
+class RescoredOutput(ModelOutput):
     """
-    The best formulas of each picture, best first.
+    The best formulas of each image, best first.
 
     Args:
         sequences (`torch.LongTensor` of shape `(batch_size * num_return_sequences, length)`): start token, tokens from
-            left to right, end token, padding: what `generate` returns. Where a picture has fewer candidates than asked
+            left to right, end token, padding: what `generate` returns. Where an image has fewer candidates than asked
             for, the rest is the start and the end token with a score of minus infinity.
-        scores (`torch.FloatTensor` of shape `(batch_size * num_return_sequences,)`): combined log-probability over
+        scores (`torch.FloatTensor` of shape `(batch_size * num_return_sequences,)`): joint log-probability over
             `length ** length_penalty`.
         l2r_scores, r2l_scores (`torch.FloatTensor` of the same shape): log-probability by each branch, not normalised.
     """
@@ -218,216 +183,90 @@ class TwoWayOutput(ModelOutput):
     r2l_scores: Tensor = None  # type: ignore[assignment]
 
 
-@torch.no_grad()
-def two_way_search(
-    model: ABMForConditionalGeneration,
-    pixel_values: Tensor | None = None,
-    pixel_mask: Tensor | None = None,
-    *,
-    encoder_outputs: ABMEncoderOutput | None = None,
-    grammar_tokenizer: Any = None,
-    num_beams: int = 10,
-    num_return_sequences: int = 1,
-    weight: float = 0.5,
-    length_penalty: float = 1.0,
-    max_length: int = 200,
-    max_time: float | None = None,
-) -> TwoWayOutput:
-    """Beam search in both directions; what one branch finds the other judges.
-
-    The pictures are encoded once; the n-best list of each branch is scored by the other one in one teacher-forced
-    pass, and both lists are merged. The score of a formula of n tokens, the end token included, is
-    `((1 - weight) · log p_l2r + weight · log p_r2l) / n ** length_penalty`.
-
-    Args:
-        model ([`ABMForConditionalGeneration`]): with both branches.
-        pixel_values, pixel_mask: as for `model.forward`; not needed with `encoder_outputs`.
-        encoder_outputs ([`ABMEncoderOutput`], *optional*): of an earlier call of the encoder.
-        grammar_tokenizer ([`ABMTokenizer`], *optional*): with it, all candidates are well-formed; see
-            [`LatexGrammarLogitsProcessor`].
-        num_beams (`int`, defaults to 10): of each search, and the length of its n-best list.
-        num_return_sequences (`int`, defaults to 1): at most `2 * num_beams`.
-        weight (`float`, defaults to 0.5): of the right-to-left branch, from 0 to 1.
-        length_penalty (`float`, defaults to 1.0): exponent of the length, in the searches and in the score.
-        max_length (`int`, defaults to 200): of a hypothesis, start and end token included. One that is cut off there
-            is given an end token all the same, which only the other branch judges; with a grammar there is none.
-        max_time (`float`, *optional*): seconds for both searches, half for each. They are cut off there.
-
-    Returns:
-        [`TwoWayOutput`].
-
-    Raises:
-        ValueError: if the model lacks a branch, or a number is out of its range.
-    """
-    if not 0 <= weight <= 1:
-        raise ValueError(f"weight must be from 0 (left to right alone) to 1 (right to left alone), it is {weight}")
-    if not 0 < num_return_sequences <= 2 * num_beams:
-        raise ValueError(
-            f"num_return_sequences must be from 1 to {2 * num_beams}, twice num_beams, it is {num_return_sequences}"
-        )
-    if missing := {"l2r", "r2l"} - set(model.config.directions):
-        raise ValueError(f"two-way search needs both branches, this model has no {' and no '.join(sorted(missing))}")
-    if encoder_outputs is None:
-        encoder_outputs = model.encoder(pixel_values, pixel_mask)
-    lists = [
-        n_best(
-            model,
-            encoder_outputs,
-            direction,
-            grammar_tokenizer,
-            num_beams,
-            length_penalty,
-            max_length,
-            max_time / 2 if max_time is not None else None,
-        )
-        for direction in ("l2r", "r2l")
-    ]
-    candidates, totals = _union(lists, model.config.pad_token_id)  # (B, n, T), (B, n, 2)
-    lengths = (candidates != model.config.pad_token_id).sum(dim=-1)
-    # Not 0 · -inf where a weight is 0.
-    combined = torch.lerp(totals[..., 0].clamp(min=_IMPOSSIBLE), totals[..., 1].clamp(min=_IMPOSSIBLE), weight)
-    combined = (combined / lengths**length_penalty).masked_fill(totals.amin(-1) == float("-inf"), float("-inf"))
-    return _best(candidates, combined, totals, num_return_sequences, model.config)
-
-
-def two_way_generate(
+def rescored_generate(
     model: ABMForConditionalGeneration,
     input_ids: Tensor,
     logits_processor: Any,
     stopping_criteria: Any,
     generation_config: GenerationConfig,
-    two_way_weight: float = 0.5,
-    grammar_tokenizer: Any = None,
+    latex_tokenizer: Any = None,
+    grammar: bool = True,
+    rescoring_weight: float | None = None,
     **model_kwargs: Any,
-) -> Tensor | TwoWayOutput:
-    """[`two_way_search`] behind `generate`: `model.generate(..., custom_generate=two_way_generate, num_beams=10)`.
+) -> Tensor | RescoredOutput:
+    """Beam search from left to right, rescored by the right-to-left branch, behind `generate`.
 
-    Besides these, `two_way_weight`, `grammar_tokenizer`, `max_length`, `max_time`, `length_penalty`,
-    `num_return_sequences` and `return_dict_in_generate` count.
+    `model.generate(**inputs, custom_generate=rescored_generate, latex_tokenizer=processor.tokenizer)`; see
+    [`decoding_abm.rescore`]. Besides these, `grammar`, `rescoring_weight`, `max_length`, `max_time`, `length_penalty`,
+    `num_return_sequences` and `return_dict_in_generate` count. A formula that is cut off at `max_length` is given an
+    end token all the same.
+
+    Args:
+        latex_tokenizer ([`ABMTokenizer`]): of the model. (`generate` keeps `tokenizer` for itself.)
+        grammar (`bool`, defaults to `True`): whether only well-formed LaTeX can be written.
+        rescoring_weight (`float`, *optional*): of the right-to-left branch, from 0 to 1; by default the one that was
+            fitted for the checkpoint.
 
     Returns:
-        The sequences, or [`TwoWayOutput`] with `return_dict_in_generate=True`.
+        The sequences, or [`RescoredOutput`] with `return_dict_in_generate=True`.
 
     Raises:
-        ValueError: for sampling, a direction, or logits processors, stopping criteria and options that make some: they
-            are for a single search.
+        ValueError: without a tokenizer, if the model lacks a branch, for sampling, a direction, or logits processors,
+            stopping criteria and options that make some: they are for `generate`'s own search.
     """
+    if latex_tokenizer is None:
+        raise ValueError("pass latex_tokenizer=processor.tokenizer, from which the grammar is made")
     if generation_config.do_sample:
-        raise ValueError("two-way search does not sample: leave do_sample out")
+        raise ValueError("a rescored search does not sample: leave do_sample out")
     if model_kwargs.get("decoder_direction", "l2r") != "l2r":
-        raise ValueError("two-way search reads in both directions: leave decoder_direction out")
+        raise ValueError("a rescored search starts from left to right: leave decoder_direction out")
     known = (MaxLengthCriteria, MaxTimeCriteria, EosTokenCriteria)
     foreign = [*logits_processor, *(criterion for criterion in stopping_criteria if not isinstance(criterion, known))]
     if foreign:
         names = ", ".join(type(part).__name__ for part in foreign)
-        raise ValueError(f"two-way search takes no logits processors and stopping criteria: leave out {names}")
-    output = two_way_search(
-        model,
-        encoder_outputs=model_kwargs["encoder_outputs"],
-        grammar_tokenizer=grammar_tokenizer,
+        raise ValueError(f"a rescored search takes no logits processors and stopping criteria: leave out {names}")
+    engine, encoded = TorchEngine(model, latex_tokenizer), model_kwargs["encoder_outputs"]
+    count = generation_config.num_return_sequences
+    options = DecodingOptions(
         num_beams=generation_config.num_beams,
-        num_return_sequences=generation_config.num_return_sequences,
-        weight=two_way_weight,
-        length_penalty=generation_config.length_penalty,
+        top_k=count,
         max_length=generation_config.max_length,
+        grammar=grammar,
+        rescore=True,
+        rescoring_weight=rescoring_weight,
+        length_penalty=generation_config.length_penalty,
         max_time=generation_config.max_time,
-    )
+    ).resolve(engine.settings, engine.directions)
+    ranked = rescore(engine, encoded, search(engine, encoded, options), options)
+    output = _output(engine, encoded, [row[:count] for row in ranked], options, model.device)
     return output if generation_config.return_dict_in_generate else output.sequences
 
 
-def n_best(
-    model: ABMForConditionalGeneration,
-    encoder_outputs: ABMEncoderOutput,
-    direction: str,
-    tokenizer: Any,
-    num_beams: int,
-    length_penalty: float,
-    max_length: int,
-    max_time: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """One direction's hypotheses as formulas `y1 … yn eos` (B, num_beams, T) and both log-probabilities (..., 2).
-
-    Those that do not exist (there are fewer formulas than beams) have log-probabilities of minus infinity.
-    """
-    found = find_hypotheses(
-        model,
-        encoder_outputs,
-        direction,
-        num_beams=num_beams,
-        max_length=max_length,
-        tokenizer=tokenizer,
-        length_penalty=length_penalty,
-        max_time=max_time,
+def _output(
+    engine: TorchEngine, encoded: Any, ranked: list[Any], options: DecodingOptions, device: torch.device
+) -> RescoredOutput:
+    config = engine.model.config
+    formulas = [[formula(engine.tokenizer, candidate) for candidate, _ in row] for row in ranked]
+    l2r = [[sum(candidate.log_probs) for candidate, _ in row] for row in ranked]
+    r2l = [[sum(values) for values in row] for row in score(engine, encoded, formulas, "r2l")]
+    penalty = options.length_penalty or 0.0
+    joint = [
+        [total / (len(ids) + 1) ** penalty for (_, total), ids in zip(row, texts, strict=True)]
+        for row, texts in zip(ranked, formulas, strict=True)
+    ]
+    rows = [
+        [config.bos_token_id, *ids, config.eos_token_id]
+        for texts in formulas
+        for ids in [*texts, *[()] * (options.top_k - len(texts))]
+    ]
+    sequences = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(row) for row in rows], batch_first=True, padding_value=config.pad_token_id
     )
-    written, log_probs, known = (
-        part.to(model.device) for part in stacked(found, num_beams, model.config.pad_token_id)
-    )
-    formulas, _ = formulas_of(written, direction, model.config, close=True)
-    other = score_sequences(model, encoder_outputs, formulas, direction="r2l" if direction == "l2r" else "l2r").sum(1)
-    own = log_probs.sum(1)
-    totals = torch.stack([own, other] if direction == "l2r" else [other, own], dim=-1)
-    totals = totals.masked_fill(~known[:, None], float("-inf"))
-    return formulas.unflatten(0, (-1, num_beams)), totals.unflatten(0, (-1, num_beams))
+    scores = [
+        torch.tensor([value for row in values for value in [*row, *[-np.inf] * (options.top_k - len(row))]])
+        for values in (joint, l2r, r2l)
+    ]
+    return RescoredOutput(sequences.to(device), *(part.to(device) for part in scores))
 
 
-def exists(scores: Tensor) -> Tensor:
-    """Which `sequences_scores` of beam search belong to hypotheses: where there are fewer than beams, it fills up."""
-    return scores > _IMPOSSIBLE / 10
-
-
-def formulas_of(written: Tensor, direction: str, config: Any, *, close: bool = False) -> tuple[Tensor, Tensor]:
-    """What a branch wrote, in the order of the formula.
-
-    Args:
-        written (`torch.LongTensor` of shape `(N, T)`): without the start token.
-        direction (`str`): of the branch, `"l2r"` or `"r2l"`.
-        config ([`ABMConfig`]): for its special tokens.
-        close (`bool`): whether formulas that were cut off are given an end token, too.
-
-    Returns:
-        `y1 … yn eos` (N, T + 1), padded, and the number of steps that each took (N,).
-    """
-    stop = config.eos_token_id if direction == "l2r" else config.bos_token_id
-    is_token = ((written != stop) & (written != config.pad_token_id)).cumprod(dim=1).bool()
-    lengths = is_token.sum(dim=1, keepdim=True)
-    positions = torch.arange(written.shape[1], device=written.device).expand_as(written)
-    order = torch.where(is_token, lengths - 1 - positions, positions) if direction == "r2l" else positions
-    tokens = written.gather(1, order).masked_fill(~is_token, config.pad_token_id)
-    ended = (written == stop).any(dim=1, keepdim=True) | close
-    ends = torch.where(ended, config.eos_token_id, config.pad_token_id)
-    formulas = F.pad(tokens, (0, 1), value=config.pad_token_id).scatter(1, lengths, ends)
-    return formulas, (lengths.squeeze(1) + 1).clamp(max=written.shape[1])
-
-
-def _union(lists: Sequence[tuple[Tensor, Tensor]], pad: int) -> tuple[Tensor, Tensor]:
-    """Both lists of a picture as one, (B, n, T) and (B, n, 2); of equal formulas, all but the first are ruled out."""
-    length = max(formulas.shape[-1] for formulas, _ in lists)
-    formulas = torch.cat([F.pad(rows, (0, length - rows.shape[-1]), value=pad) for rows, _ in lists], dim=1)
-    totals = torch.cat([both for _, both in lists], dim=1)
-    found = (totals > float("-inf")).any(dim=-1)
-    equal = (formulas[:, :, None] == formulas[:, None]).all(dim=-1) & found[:, None]
-    return formulas, totals.masked_fill(equal.tril(diagonal=-1).any(dim=-1, keepdim=True), float("-inf"))
-
-
-def _best(
-    candidates: Tensor, combined: Tensor, totals: Tensor, num_return_sequences: int, config: Any
-) -> TwoWayOutput:
-    scores, ranking = combined.topk(num_return_sequences, dim=1)
-    sequences = candidates.gather(1, ranking[..., None].expand(-1, -1, candidates.shape[-1]))
-    nothing = torch.full_like(sequences[:1, :1], config.pad_token_id)
-    nothing[..., 0] = config.eos_token_id
-    sequences = torch.where(scores[..., None] == float("-inf"), nothing, sequences).flatten(0, 1)
-    sequences = sequences[:, : int((sequences != config.pad_token_id).sum(dim=1).max())]
-    totals = totals.gather(1, ranking[..., None].expand(-1, -1, 2)).flatten(0, 1)
-    return TwoWayOutput(
-        F.pad(sequences, (1, 0), value=config.bos_token_id), scores.flatten(), totals[:, 0], totals[:, 1]
-    )
-
-
-__all__ = [
-    "LatexGrammarLogitsProcessor",
-    "TwoWayOutput",
-    "score_sequences",
-    "two_way_generate",
-    "two_way_search",
-]
+__all__ = ["LatexGrammarLogitsProcessor", "RescoredOutput", "rescored_generate", "score_sequences"]

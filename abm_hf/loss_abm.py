@@ -2,7 +2,7 @@
 
 All functions take logits over the output tokens, (B, T, K), of which `logits[:, j]` predicts `labels[:, j]`; labels
 are `y1 … yn eos`, padded with -100. The right-to-left branch reads `eos yn … y1`: its logits come aligned to the same
-labels (see `reading_order`), so that position j speaks of token j for both branches; at the position of `eos` it
+labels (see `right_to_left_order`), so that position j speaks of token j for both branches; at the position of `eos` it
 predicts `sos`, the start of the formula.
 """
 
@@ -13,11 +13,11 @@ from torch.nn import functional as F
 IGNORED = -100
 
 
-def reading_order(labels: Tensor) -> Tensor:
+def right_to_left_order(labels: Tensor) -> Tensor:
     """Positions of the labels in the order in which the right-to-left branch meets them.
 
     A label sequence `y1 … yn eos` becomes `yn … y1 eos`: only the n tokens are reversed, the end and the padding stay
-    where they are. The permutation is its own inverse, so it also brings what was computed in reading order back.
+    where they are. The permutation is its own inverse, so it also brings what was computed in that order back.
 
     Args:
         labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`): padded with -100.
@@ -87,7 +87,7 @@ def released_distillation(l2r_logits: Tensor, r2l_logits: Tensor, labels: Tensor
     Args and result: as `aligned_distillation`; both sides receive gradients.
     """
     valid = labels != IGNORED
-    order = reading_order(labels)
+    order = right_to_left_order(labels)
     as_read = r2l_logits.gather(1, order[..., None].expand_as(r2l_logits))
     time_major_l2r = l2r_logits.transpose(0, 1)[1:]
     time_major_r2l = as_read.transpose(0, 1)[1:].flip(0)

@@ -1,5 +1,6 @@
-"""`pipeline("image-to-latex", model=…)`: pictures of formulas to LaTeX."""
+"""`pipeline("image-to-latex", model=…)`: images of formulas to LaTeX."""
 
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -8,37 +9,25 @@ from torch.utils.data import DataLoader
 from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from .reading_abm import read_formulas
-
-_GENERATE_OPTIONS = (
-    "num_beams",
-    "top_k",
-    "max_length",
-    "max_time",
-    "grammar",
-    "two_way",
-    "two_way_weight",
-    "scales",
-    "generate_kwargs",
-)
+from .decoding_abm import DecodingOptions
+from .torch_engine_abm import recognize_images
 
 
 class ImageToLatexPipeline(Pipeline):
     """
-    Pictures of handwritten formulas to LaTeX.
+    Images of handwritten formulas to LaTeX.
 
     ```python
-    >>> reader = pipeline("image-to-latex", model="path/or/hub-id")
-    >>> reader("formula.png")
+    >>> recognizer = pipeline("image-to-latex", model="path/or/hub-id")
+    >>> recognizer("formula.png")
     [{'latex': 'x^{2}+1', 'score': 0.93}]
-    >>> reader(["a.png", "b.png"], batch_size=2, top_k=3)  # a list of up to three answers for each picture
+    >>> recognizer(["a.png", "b.png"], batch_size=2, top_k=3)  # a list of up to three answers for each image
     ```
 
-    Call options: `num_beams` (10), `top_k` (1), `max_length` (200), `grammar` (`True`: only well-formed LaTeX),
-    `two_way` (`False`; `True` lets both branches propose and judge), `two_way_weight` (say of the right-to-left branch
-    in that; what was tuned for the checkpoint), `scales` (sizes at which each picture is read, as factors; what was
-    chosen for the checkpoint), `max_time` (seconds), `min_score` (0: answers that are less probable come out with
-    `latex=None`), `generate_kwargs`.
+    Options, when it is made or called: those of [`DecodingOptions`], such as `num_beams` (10), `top_k` (1), `grammar`
+    (`True`: only well-formed LaTeX), `rescore` (by both branches where the model has them; `False` is left to right
+    alone), `max_time` (seconds); and `min_score` (0: answers that are less probable come out with `latex=None`).
+    Sampling and the other options of `generate` are `model.generate`'s.
     """
 
     _load_processor = True
@@ -46,41 +35,39 @@ class ImageToLatexPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
 
-    def _sanitize_parameters(
-        self, min_score: float = 0.0, **kwargs: Any
-    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        forward = {name: kwargs.pop(name) for name in _GENERATE_OPTIONS if name in kwargs}
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        known = [entry.name for entry in fields(DecodingOptions)]
+        forward = {name: kwargs.pop(name) for name in known if name in kwargs}
+        postprocess = {name: kwargs.pop(name) for name in ("min_score",) if name in kwargs}
         kwargs.pop("timeout", None)
         if kwargs:
-            raise TypeError(f"unknown options {sorted(kwargs)}: there are min_score, {', '.join(_GENERATE_OPTIONS)}")
-        return {}, forward, {"min_score": min_score}
+            raise TypeError(f"unknown options {', '.join(sorted(kwargs))}: there are min_score, {', '.join(known)}")
+        DecodingOptions(**forward)  # refuses now what would fail for each image
+        return {}, forward, postprocess
 
     def preprocess(self, image: Any) -> dict[str, Tensor]:
-        """One picture, of any kind that the image processor reads."""
+        """One image, of any kind that the image processor reads."""
         inputs = self.processor(images=image)
         return {"pixel_values": inputs["pixel_values"], "pixel_mask": inputs["pixel_mask"]}
 
-    def _forward(
-        self, inputs: dict[str, Tensor], generate_kwargs: dict[str, Any] | None = None, **options: Any
-    ) -> Any:
-        readings = read_formulas(
+    def _forward(self, inputs: dict[str, Tensor], **options: Any) -> Any:
+        hypotheses = recognize_images(
             self.model,
             self.processor.tokenizer,
             inputs["pixel_values"],
             inputs["pixel_mask"],
-            **options,
-            **(generate_kwargs or {}),
+            DecodingOptions(**options),
         )
-        return {"readings": readings}
+        return {"hypotheses": hypotheses}
 
     def postprocess(self, outputs: dict[str, Any], min_score: float = 0.0) -> list[dict[str, Any]]:
-        readings = outputs["readings"]
-        # A batch comes apart into its pictures on the way here, a single picture does not.
-        if readings and isinstance(readings[0], list):
-            readings = readings[0]
+        hypotheses = outputs["hypotheses"]
+        # A batch comes apart into its images on the way here, a single image does not.
+        if hypotheses and isinstance(hypotheses[0], list):
+            hypotheses = hypotheses[0]
         return [
-            {"latex": reading.latex if reading.score >= min_score else None, "score": reading.score}
-            for reading in readings
+            {"latex": hypothesis.latex if hypothesis.score >= min_score else None, "score": hypothesis.score}
+            for hypothesis in hypotheses
         ]
 
     def get_iterator(
@@ -92,7 +79,7 @@ class ImageToLatexPipeline(Pipeline):
         forward_params: dict[str, Any],
         postprocess_params: dict[str, Any],
     ) -> PipelineIterator:
-        """As the parent, with pictures of different sizes padded to one; the parent can only stack equal ones."""
+        """As the parent, with images of different sizes padded to one; the parent can only stack equal ones."""
         if hasattr(inputs, "__len__"):
             dataset = PipelineDataset(inputs, self.preprocess, preprocess_params)
         else:

@@ -18,12 +18,12 @@ from torch.nn import functional as F
 
 
 class Memory(NamedTuple):
-    """What the attention reads of the pictures, the same at each step.
+    """What the attention reads of the images, the same at each step.
 
     Args:
         values (B, L, C): the features.
         keys (B, L, D): their projection, biases of the coverage path included; its precision is the attention's.
-        mask (B, h, w): `True` at positions of the picture.
+        mask (B, h, w): `True` at positions of the image.
     """
 
     values: Tensor

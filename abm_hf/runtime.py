@@ -3,13 +3,8 @@
 import ctypes
 import os
 import sys
-from typing import Literal, get_args
 
 import torch
-
-from .capabilities_abm import computes_in_bfloat16, multiplies_bytes
-
-Precision = Literal["auto", "float32", "bfloat16", "int8"]
 
 # glibc's numbers, see mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -43,21 +38,3 @@ def leave_group() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-
-
-def encoder_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """What to give to `ABMForConditionalGeneration.fuse`; `None` is the weights' own precision.
-
-    Args:
-        precision: `"auto"` is the fastest that the processor computes in: int8, else bfloat16, else float32.
-
-    Raises:
-        ValueError: for an unknown precision.
-    """
-    if precision not in get_args(Precision):
-        names = ", ".join(repr(name) for name in get_args(Precision))
-        raise ValueError(f"unknown precision {precision!r}: choose one of {names}")
-    if precision == "auto":
-        precision = "bfloat16" if computes_in_bfloat16(device) else "float32"
-        precision = "int8" if multiplies_bytes(device) else precision
-    return {"int8": torch.int8, "bfloat16": torch.bfloat16}.get(precision)

@@ -1,16 +1,16 @@
-"""Greedy and beam search in NumPy, over any function that takes a step: what `generate` does, without torch.
+"""Greedy search, beam search and the scoring of given sequences, in NumPy: what `generate` does, without torch.
 
-Both backends search with it (`search_abm`, `onnx_model`).
+Both engines, PyTorch and ONNX Runtime, are searched with it.
 
-Shapes: B pictures, K hypotheses of each, T tokens, V tokens that can be written. Ties are broken by order, so that a
+Shapes: B images, K hypotheses of each, T tokens, V tokens that can be written. Ties are broken by order, so that a
 search gives the same answer each time.
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 
@@ -21,49 +21,23 @@ _IMPOSSIBLE = np.float32(-1e9)
 
 
 class SearchState(Protocol):
-    """What a branch carries from step to step, for B pictures with K hypotheses each."""
+    """What a branch carries from step to step, for B images with K hypotheses each; K is 1 at the start."""
 
     def __len__(self) -> int:
-        """B, pictures."""
+        """B, images."""
 
     def select(self, parents: np.ndarray) -> None:
-        """Each picture's hypotheses `parents` (B, K), in this order."""
+        """Each image's hypotheses `parents` (B, K'), in this order, repeated ones included."""
 
-    def keep(self, pictures: np.ndarray) -> None:
-        """Only some pictures, given by index."""
+    def keep(self, images: np.ndarray) -> None:
+        """Only some images, given by index."""
 
+    def step(self, tokens: np.ndarray) -> np.ndarray:
+        """Reads tokens (B, K), and returns log-probabilities (B, K, V) of the next ones."""
 
-State = TypeVar("State", bound=SearchState)
-
-Step = Callable[[State, np.ndarray], np.ndarray]
-"""Reads tokens (B, K), advances the state, and returns log-probabilities (B, K, V) of the next ones."""
-
-
-@dataclass
-class StepState:
-    """The state of a branch whose steps are a function of arrays.
-
-    Args:
-        keys (B, D, L), values (B, L, C), mask (B, h, w): of the pictures, the same at each step.
-        hidden (B, K, H), coverage (B, K, h, w): of the hypotheses.
-    """
-
-    keys: np.ndarray
-    values: np.ndarray
-    mask: np.ndarray
-    hidden: np.ndarray
-    coverage: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.hidden)
-
-    def select(self, parents: np.ndarray) -> None:
-        rows = np.arange(len(parents))[:, None]
-        self.hidden, self.coverage = self.hidden[rows, parents], self.coverage[rows, parents]
-
-    def keep(self, pictures: np.ndarray) -> None:
-        self.keys, self.values, self.mask = self.keys[pictures], self.values[pictures], self.mask[pictures]
-        self.hidden, self.coverage = self.hidden[pictures], self.coverage[pictures]
+    @property
+    def coverage(self) -> np.ndarray:
+        """The sum of the attention maps so far, (B, K, h, w)."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +48,6 @@ class Task:
         start, stop: the tokens with which a sequence begins and ends.
         max_length: most tokens of a sequence, both included.
         grammar: what may be written; anything if `None`.
-        lengths: B numbers of tokens after the start at which a picture's hypotheses end, not before and not after: to
-            measure a branch that has not been trained.
         deadline: when to stop, on the clock `time.monotonic`; what has been written by then is cut off there.
     """
 
@@ -83,7 +55,6 @@ class Task:
     stop: int
     max_length: int
     grammar: GrammarTables | None
-    lengths: tuple[int, ...] | None = None
     deadline: float = math.inf
 
     def is_last(self, length: int) -> bool:
@@ -92,7 +63,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Hypothesis:
+class Candidate:
     """What follows the start token: the ids, with the end token if it got that far, and their log-probabilities."""
 
     ids: tuple[int, ...]
@@ -100,67 +71,59 @@ class Hypothesis:
 
 
 class _Constraint:
-    """What N sequences may be continued with, as many for each picture."""
+    """What N sequences may be continued with."""
 
-    def __init__(self, task: Task, pictures: int, beams: int = 1):
+    def __init__(self, task: Task, sequences: int):
         self.task = task
-        self.state = GrammarState(task.grammar, pictures * beams) if task.grammar is not None else None
-        self.lengths = np.repeat(task.lengths, beams) if task.lengths is not None else None
+        self.state = GrammarState(task.grammar, sequences) if task.grammar is not None else None
 
     def apply(self, log_probs: np.ndarray, length: int) -> np.ndarray:
         """Log-probabilities (N, V) of the token after `length` ones, minus infinity where it must not stand."""
-        if self.state is not None:
-            forbidden = self.state.forbidden(min(self.task.max_length - length, NEVER))[:, : log_probs.shape[1]]
-            log_probs = np.where(forbidden, np.float32(-np.inf), np.maximum(log_probs, _IMPOSSIBLE))
-        if self.lengths is not None:
-            log_probs = log_probs.copy()
-            ending = length >= self.lengths
-            log_probs[ending] = -np.inf
-            log_probs[:, self.task.stop] = np.where(ending, 0, -np.inf)
-        return log_probs
+        if self.state is None:
+            return log_probs
+        forbidden = self.state.forbidden(min(self.task.max_length - length, NEVER))[:, : log_probs.shape[1]]
+        return np.where(forbidden, np.float32(-np.inf), np.maximum(log_probs, _IMPOSSIBLE))
 
     def follow(self, parents: np.ndarray, tokens: np.ndarray) -> None:
         """Sequence n becomes what sequence `parents[n]` was, and its token `tokens[n]`."""
         if self.state is not None:
             self.state.select(parents)
             self.state.read(tokens)
-        if self.lengths is not None:
-            self.lengths = self.lengths[parents]
 
 
-def greedy_search(step: Step[State], state: State, task: Task) -> list[list[Hypothesis]]:
-    """The most probable token at each step; one hypothesis for each picture. `state` has one for each, too."""
-    pictures = np.arange(len(state))
-    constraint = _Constraint(task, len(pictures))
-    ids: list[list[int]] = [[] for _ in pictures]
-    scores: list[list[float]] = [[] for _ in pictures]
-    tokens = np.full(len(pictures), task.start)
+def greedy_search(state: SearchState, task: Task) -> list[list[Candidate]]:
+    """The most probable token at each step; one candidate for each image."""
+    images = np.arange(len(state))
+    constraint = _Constraint(task, len(images))
+    ids: list[list[int]] = [[] for _ in images]
+    scores: list[list[float]] = [[] for _ in images]
+    tokens = np.full(len(images), task.start)
     for length in range(1, task.max_length):
-        log_probs = step(state, tokens[:, None])[:, 0]
+        log_probs = state.step(tokens[:, None])[:, 0]
         tokens = constraint.apply(log_probs, length).argmax(axis=1)
-        for row, picture in enumerate(pictures):
-            ids[picture].append(int(tokens[row]))
-            scores[picture].append(float(log_probs[row, tokens[row]]))
+        for row, image in enumerate(images):
+            ids[image].append(int(tokens[row]))
+            scores[image].append(float(log_probs[row, tokens[row]]))
         going = np.flatnonzero(tokens != task.stop)
         if not len(going) or task.is_last(length + 1):
             break
         constraint.follow(going, tokens[going])
-        if len(going) < len(pictures):
-            pictures, tokens = pictures[going], tokens[going]
+        if len(going) < len(images):
+            images, tokens = images[going], tokens[going]
             state.keep(going)
-    return [[Hypothesis(tuple(a), tuple(b))] for a, b in zip(ids, scores, strict=True)]
+    return [[Candidate(tuple(a), tuple(b))] for a, b in zip(ids, scores, strict=True)]
 
 
 class _Beams:
-    """The K hypotheses that each of B pictures still follows, and the best that have ended."""
+    """The K hypotheses that each of B images still follows, and the best that have ended."""
 
-    def __init__(self, pictures: int, beams: int, length: int):
-        self.ids = np.zeros((pictures, beams, length), np.int64)
-        self.log_probs = np.zeros((pictures, beams, length), np.float32)
+    def __init__(self, images: int, beams: int, length: int):
+        self.ids = np.zeros((images, beams, length), np.int64)
+        self.log_probs = np.zeros((images, beams, length), np.float32)
         # At first there is one hypothesis: the others would only repeat it.
-        self.totals = np.full((pictures, beams), _IMPOSSIBLE)
+        self.totals = np.full((images, beams), _IMPOSSIBLE)
         self.totals[:, 0] = 0
-        self.ended: list[list[tuple[np.float32, Hypothesis]]] = [[] for _ in range(pictures)]
+        self.ended: list[list[tuple[np.float32, Candidate]]] = [[] for _ in range(images)]
 
     def grow(self, parents: np.ndarray, tokens: np.ndarray, own: np.ndarray, position: int) -> None:
         """Hypothesis k becomes what `parents[:, k]` was, with one more token and its log-probability."""
@@ -168,16 +131,16 @@ class _Beams:
         self.ids, self.log_probs = self.ids[rows, parents], self.log_probs[rows, parents]
         self.ids[:, :, position], self.log_probs[:, :, position] = tokens, own
 
-    def keep(self, pictures: np.ndarray) -> None:
-        self.ids, self.log_probs, self.totals = self.ids[pictures], self.log_probs[pictures], self.totals[pictures]
-        self.ended = [self.ended[index] for index in pictures]
+    def keep(self, images: np.ndarray) -> None:
+        self.ids, self.log_probs, self.totals = self.ids[images], self.log_probs[images], self.totals[images]
+        self.ended = [self.ended[index] for index in images]
 
-    def end(self, picture: int, parent: int, token: int, own: float, position: int, score: np.float32) -> None:
+    def end(self, image: int, parent: int, token: int, own: float, position: int, score: np.float32) -> None:
         """Enters a finished hypothesis where it is among the K best."""
-        ids = (*self.ids[picture, parent, :position].tolist(), token)
-        log_probs = (*self.log_probs[picture, parent, :position].tolist(), own)
-        ended = self.ended[picture]
-        ended.append((score, Hypothesis(ids, log_probs)))
+        ids = (*self.ids[image, parent, :position].tolist(), token)
+        log_probs = (*self.log_probs[image, parent, :position].tolist(), own)
+        ended = self.ended[image]
+        ended.append((score, Candidate(ids, log_probs)))
         ended.sort(key=lambda entry: -entry[0])  # stable: the earlier of equals stays in front
         del ended[self.totals.shape[1] :]
 
@@ -189,33 +152,34 @@ class _Beams:
         return np.flatnonzero(best > worst)
 
 
-def beam_search(
-    step: Step[State], state: State, task: Task, num_beams: int, length_penalty: float = 1.0
-) -> list[list[Hypothesis]]:
-    """For each picture up to `num_beams` ended hypotheses, the best by `log p / length ** length_penalty` first.
+def beam_search(state: SearchState, task: Task, num_beams: int, length_penalty: float = 1.0) -> list[list[Candidate]]:
+    """For each image up to `num_beams` ended hypotheses, the best by `log p / length ** length_penalty` first.
 
     The search of `generate` with `early_stopping=False`: at each step the 2 · K best continuations are looked at; the
-    ended ones among the first K are kept, the best K others go on. A picture is finished, and leaves the batch, when
-    its best hypothesis scores no better than all K that have ended. `state` has K hypotheses for each picture.
+    ended ones among the first K are kept, the best K others go on. A image is finished, and leaves the batch, when
+    its best hypothesis scores no better than all K that have ended.
     """
-    results: list[list[Hypothesis]] = [[] for _ in range(len(state))]
-    pictures = np.arange(len(results))
+    state.select(np.zeros((len(state), num_beams), np.int64))
+    results: list[list[Candidate]] = [[] for _ in range(len(state))]
+    images = np.arange(len(results))
     beams = _Beams(len(results), num_beams, task.max_length)
-    constraint = _Constraint(task, len(results), num_beams)
+    constraint = _Constraint(task, len(results) * num_beams)
     tokens = np.full((len(results), num_beams), task.start)
     for position in range(task.max_length - 1):
-        log_probs = step(state, tokens)  # (B, K, V)
+        log_probs = state.step(tokens)  # (B, K, V)
         allowed = constraint.apply(log_probs.reshape(-1, log_probs.shape[-1]), position + 1).reshape(log_probs.shape)
         last = task.is_last(position + 2)
         parents, tokens = _advance(beams, log_probs, allowed, task.stop, last, position, length_penalty)
         going = np.arange(0) if last else beams.open(position, length_penalty)
-        for row in np.setdiff1d(np.arange(len(pictures)), going):
-            results[pictures[row]] = [hypothesis for _, hypothesis in beams.ended[row]]
+        for row in np.setdiff1d(np.arange(len(images)), going):
+            # With more beams than formulas, those that never existed repeat others.
+            distinct = {candidate.ids: candidate for _, candidate in reversed(beams.ended[row])}
+            results[images[row]] = list(distinct.values())[::-1]
         if not len(going):
             break
         state.select(parents)
-        if len(going) < len(pictures):
-            pictures, parents, tokens = pictures[going], parents[going], tokens[going]
+        if len(going) < len(images):
+            images, parents, tokens = images[going], parents[going], tokens[going]
             state.keep(going)
             beams.keep(going)
         constraint.follow((going[:, None] * num_beams + parents).ravel(), tokens.ravel())
@@ -256,10 +220,43 @@ def _advance(
     return parents, tokens
 
 
-def score_hypotheses(step: Step[State], state: State, read: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Log-probabilities (B, K, T) of `targets` for a branch that reads `read`, both (B, K, T) and below V."""
-    scored = []
-    for position in range(read.shape[-1]):
-        log_probs = step(state, read[..., position])
-        scored.append(np.take_along_axis(log_probs, targets[..., position, None], axis=-1)[..., 0])
-    return np.stack(scored, axis=-1)
+def score_candidates(
+    state: SearchState, start: int, sequences: Sequence[Sequence[Sequence[int]]]
+) -> list[list[list[float]]]:
+    """Log-probabilities that a branch gives to the tokens of given sequences, each image's in a list.
+
+    What sequences of an image have in common at their beginning is read once.
+
+    Args:
+        state: before the first token, of B images.
+        start: the token with which each sequence begins; it is not part of `sequences`.
+        sequences: of each image, its end token included where it has one.
+    """
+    scores: list[list[list[float]]] = [[[] for _ in row] for row in sequences]
+    images = list(range(len(sequences)))
+    at = [[0] * len(row) for row in sequences]  # the row of the state that each sequence has come to
+    for position in range(max((len(ids) for row in sequences for ids in row), default=0)):
+        going = [index for index, image in enumerate(images) if any(len(ids) > position for ids in sequences[image])]
+        if len(going) < len(images):
+            images = [images[index] for index in going]
+            state.keep(np.array(going))
+        # The distinct continuations of each image: where they come from, and the token that is read.
+        rows: list[dict[tuple[int, int], int]] = [{} for _ in images]
+        for continuations, image in zip(rows, images, strict=True):
+            for index, ids in enumerate(sequences[image]):
+                if len(ids) > position:
+                    token = ids[position - 1] if position else start
+                    at[image][index] = continuations.setdefault((at[image][index], token), len(continuations))
+        widest = max(map(len, rows))
+        # An image with fewer repeats its first one.
+        pairs = np.array([[*row, *[next(iter(row))] * (widest - len(row))] for row in rows])  # (B, K, 2)
+        state.select(pairs[..., 0])
+        log_probs = state.step(pairs[..., 1])
+        for row, image in enumerate(images):
+            for index, ids in enumerate(sequences[image]):
+                if len(ids) > position:
+                    scores[image][index].append(float(log_probs[row, at[image][index], ids[position]]))
+    return scores
+
+
+__all__ = ["Candidate", "SearchState", "Task", "beam_search", "greedy_search", "score_candidates"]

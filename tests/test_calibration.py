@@ -1,4 +1,4 @@
-"""Scores that mean something: what is fitted, that it travels with a checkpoint, and that lists of readings add up."""
+"""Scores that mean something: what is fitted, that it travels with a checkpoint, and that lists add up."""
 
 import json
 import math
@@ -8,17 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageDraw
 from transformers import pipeline
 
 from abm_hf import ABMForConditionalGeneration, Recognizer
+from abm_hf.decoding_abm import Hypothesis, distinct_hypotheses
 from abm_hf.evaluation import calibration
 from abm_hf.evaluation.calibration import CalibrationArguments, calibrate_checkpoint, calibrate_rows, fit_temperature
 from abm_hf.evaluation.reliability import draw_reliability, expected_calibration_error
 from abm_hf.hub.publish import export_checkpoint
-from abm_hf.reading_abm import read_formulas
-from abm_hf.readings_abm import Reading, distinct_readings
 from abm_hf.training.arguments import ArgumentError
 
 
@@ -28,8 +26,8 @@ def _drawing() -> Image.Image:
     return image
 
 
-def _reading(latex: str, probability: float) -> Reading:
-    return Reading(latex, 0.0, (), (), log_probability=math.log(probability))
+def _hypothesis(latex: str, probability: float) -> Hypothesis:
+    return Hypothesis(latex, 0.0, (), (), log_probability=math.log(probability))
 
 
 @pytest.fixture
@@ -39,7 +37,7 @@ def calibrated(tiny_checkpoint: Path, tmp_path: Path) -> Path:
     config = json.loads(path.read_text())
     config.pop("_from_model_config", None)
     values = {"score_temperature": 4.0, "r2l_score_temperature": 2.0}
-    values |= {"two_way_score_temperature": 8.0, "two_way_weight": 0.25}
+    values |= {"rescored_score_temperature": 8.0, "rescoring_weight": 0.25}
     path.write_text(json.dumps(config | values))
     return copy
 
@@ -68,78 +66,74 @@ def test_calibration_error_by_hand() -> None:
 
 def test_scores_of_a_list() -> None:
     """The first is the root of its probability, the others share what is left, in the order of the search."""
-    readings = [_reading("a", 0.25), _reading("b", 0.36), _reading("a", 0.25), _reading("c", 0.01)]
-    first, second, third = distinct_readings(readings, temperature=2)
+    found = [_hypothesis("a", 0.25), _hypothesis("b", 0.36), _hypothesis("a", 0.25), _hypothesis("c", 0.01)]
+    first, second, third = distinct_hypotheses(found, temperature=2)
     assert [first.latex, second.latex, third.latex] == ["a", "b", "c"]
     assert first.score == pytest.approx(0.5)
     assert second.score == pytest.approx(0.5 * 0.6) and third.score == pytest.approx(0.2 * 0.1)
-    certain = distinct_readings([_reading(str(index), 0.9) for index in range(9)], temperature=5)
-    scores = [reading.score for reading in certain]
+    certain = distinct_hypotheses([_hypothesis(str(index), 0.9) for index in range(9)], temperature=5)
+    scores = [hypothesis.score for hypothesis in certain]
     assert sum(scores) <= 1 and scores == sorted(scores, reverse=True)
-    assert distinct_readings([]) == []
+    assert distinct_hypotheses([]) == []
 
 
 def test_weight_and_temperatures_from_lists() -> None:
     """The right-to-left branch alone knows the answer: it gets all the say."""
-    rows = [
-        {"reference": "x", "l2r": [["y", -0.1, -9.0], ["x", -3.0, -0.2]], "r2l": [["x", -3.0, -0.2]]} for _ in range(9)
-    ]
+    rows = [{"reference": "x", "l2r": [["y", -0.1, -9.0], ["x", -3.0, -0.2]], "r2l": [["x", -0.2]]} for _ in range(9)]
     result, curves = calibrate_rows(rows)
-    assert result["generation_config"]["two_way_weight"] > 0.5
-    assert result["expression_rates"]["one_way"]["exprate"] == 0
-    assert result["expression_rates"]["two_way"]["exprate"] == 100
+    assert result["generation_config"]["rescoring_weight"] > 0.5
+    assert result["expression_rates"]["l2r"]["exprate"] == 0
+    assert result["expression_rates"]["rescored"]["exprate"] == 100
     assert result["exprate_by_weight"]["0.00"] == 0 and result["exprate_by_weight"]["1.00"] == 100
     # What was never right needs the lowest temperature, what always was the highest.
     kept = result["generation_config"]
     assert kept["score_temperature"] == 0.1 and kept["r2l_score_temperature"] == 100
-    assert not curves["one_way"][1].any() and curves["two_way"][1].all()
+    assert not curves["l2r"][1].any() and curves["rescored"][1].all()
 
 
 def test_calibration_changes_scores_only_and_travels(calibrated: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    options = {"num_beams": 3, "top_k": 3, "max_length": 10}
+    options = {"num_beams": 3, "top_k": 3, "max_length": 10, "rescore": False}
     plain = Recognizer(tiny_checkpoint, "cpu")([_drawing()], **options)[0]
     scored = Recognizer(calibrated, "cpu")([_drawing()], **options)[0]
-    assert [reading.latex for reading in scored.alternatives] == [reading.latex for reading in plain.alternatives]
+    assert [found.latex for found in scored.alternatives] == [found.latex for found in plain.alternatives]
     assert scored.score == pytest.approx(plain.score**0.25) and scored.token_scores == plain.token_scores
     exported = export_checkpoint(calibrated, tmp_path / "exported", "user/model")
     answer = pipeline("image-to-latex", model=str(exported), trust_remote_code=True)(
-        _drawing(), num_beams=3, max_length=10
+        _drawing(), num_beams=3, max_length=10, rescore=False
     )
     assert answer[0]["score"] == pytest.approx(scored.score, rel=1e-3)
     halved = ABMForConditionalGeneration.from_pretrained(exported).half()
     halved.save_pretrained(tmp_path / "again")
     config = ABMForConditionalGeneration.from_pretrained(tmp_path / "again").generation_config
-    found = config.score_temperature, config.r2l_score_temperature, config.two_way_score_temperature
+    found = config.score_temperature, config.r2l_score_temperature, config.rescored_score_temperature
     assert found == (4.0, 2.0, 8.0)
 
 
 def test_each_kind_of_search_has_its_temperature(calibrated: Path) -> None:
     recognizer = Recognizer(calibrated, "cpu")
-    model, tokenizer = recognizer.model, recognizer.processor.tokenizer
-    pixels = torch.rand(1, 1, 64, 128, generator=torch.Generator().manual_seed(0))
 
     def temperature(**options: Any) -> float:
-        ((best,),) = read_formulas(model, tokenizer, pixels, num_beams=3, max_length=10, **options)
+        best = recognizer(_drawing(), num_beams=3, max_length=10, **options)[0].alternatives[0]
         return best.log_probability / math.log(best.score)
 
-    assert temperature() == pytest.approx(4)
+    assert temperature(rescore=False) == pytest.approx(4)
     assert temperature(direction="r2l") == pytest.approx(2)
-    assert temperature(two_way=True) == pytest.approx(8)
-    del model.generation_config.r2l_score_temperature  # calibrated before there was one
+    assert temperature() == pytest.approx(8)
+    del recognizer.model.generation_config.r2l_score_temperature  # calibrated before there was one
     assert temperature(direction="r2l") == pytest.approx(4)
 
 
-def test_two_way_weight(calibrated: Path) -> None:
+def test_rescoring_weight(calibrated: Path) -> None:
     recognizer = Recognizer(calibrated, "cpu")
-    options = {"num_beams": 3, "top_k": 3, "max_length": 10, "two_way": True}
+    options = {"num_beams": 3, "top_k": 3, "max_length": 10}
     tuned, same, other = (
         recognizer([_drawing()], **options, **weight)[0].alternatives
-        for weight in ({}, {"two_way_weight": 0.25}, {"two_way_weight": 0.9})
+        for weight in ({}, {"rescoring_weight": 0.25}, {"rescoring_weight": 0.9})
     )
-    assert [reading.log_probability for reading in tuned] == [reading.log_probability for reading in same]
-    assert [reading.log_probability for reading in tuned] != [reading.log_probability for reading in other]
+    assert [found.log_probability for found in tuned] == [found.log_probability for found in same]
+    assert [found.log_probability for found in tuned] != [found.log_probability for found in other]
     with pytest.raises(ValueError, match="weight"):
-        recognizer([_drawing()], **options, two_way_weight=2)
+        recognizer([_drawing()], **options, rescoring_weight=2)
 
 
 def test_the_whole_command(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,8 +157,8 @@ def test_the_whole_command(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: p
     for folder in (checkpoint, tmp_path / "out"):
         with Image.open(folder / "reliability.png") as picture:
             assert picture.width > 300
-        assert json.loads((folder / "calibration.json").read_text())["ece"]["one_way"]["after"] >= 0
-    monkeypatch.setattr(calibration, "n_best", None)
+        assert json.loads((folder / "calibration.json").read_text())["ece"]["rescored"]["after"] >= 0
+    monkeypatch.setattr(calibration, "search", None)
     assert calibrate_checkpoint(arguments) == result, "nothing is read twice"
     with pytest.raises(ArgumentError, match="another"):
         calibrate_checkpoint(CalibrationArguments(**{**vars(arguments), "beams": 3}))

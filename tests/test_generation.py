@@ -1,9 +1,7 @@
-"""Decoding: `generate` in all its forms, scoring by either branch, two-way search."""
+"""Decoding: `generate` in all its forms, scoring by either branch, rescoring."""
 
-import copy
 import itertools
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +15,16 @@ from transformers import TextIteratorStreamer
 
 from abm_hf.configuration_abm import ABMConfig
 from abm_hf.data.collator import ABMCollator
-from abm_hf.generation_abm import LatexGrammarLogitsProcessor, score_sequences, two_way_generate, two_way_search
+from abm_hf.decoding_abm import DecodingOptions, formula, rescore, search
+from abm_hf.generation_abm import LatexGrammarLogitsProcessor, RescoredOutput, rescored_generate, score_sequences
 from abm_hf.hub.conversion import convert_state_dict, read_state_dict
-from abm_hf.inference_abm import Reader
 from abm_hf.ink.rendering import render_ink
 from abm_hf.latex.normalization import is_well_formed
-from abm_hf.modeling_abm import ABMCache, ABMForConditionalGeneration
+from abm_hf.modeling_abm import ABMForConditionalGeneration
 from abm_hf.pretrained import checkpoint_path
-from abm_hf.reading_abm import read_formulas
 from abm_hf.synthetic.expressions import synthetic_ink
 from abm_hf.tokenization_abm import ABMTokenizer
-from abm_hf.torch_search_abm import find_hypotheses, searches_plainly, stacked
+from abm_hf.torch_engine_abm import TorchEngine, recognize_images
 
 FIXTURES = Path(__file__).parent / "fixtures"
 BOS, EOS, PAD = 0, 1, 113
@@ -90,17 +87,6 @@ def test_scores_are_those_of_one_token_after_another(model: ABMForConditionalGen
             expected = torch.cat([expected[:-1].flip(0), expected[-1:]])
         torch.testing.assert_close(scores[row, : len(ids)], expected, atol=1e-4, rtol=1e-4)
         assert scores[row, len(ids) :].eq(0).all()
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("direction", ["l2r", "r2l"])
-def test_scoring_in_pieces_changes_nothing(
-    model: ABMForConditionalGeneration, direction: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    encoded = model.encoder(**pictures((32, 48)))
-    whole = score_sequences(model, encoded, padded(SEQUENCES), direction=direction)
-    monkeypatch.setattr("abm_hf.generation_abm._ACTIVATION_BUDGET", 1)
-    torch.testing.assert_close(score_sequences(model, encoded, padded(SEQUENCES), direction=direction), whole)
 
 
 @torch.no_grad()
@@ -207,60 +193,6 @@ def test_without_the_cache_the_same_is_written(lively: ABMForConditionalGenerati
     assert torch.equal(cached, plain)
 
 
-def ending_at(lengths: list[int], options: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
-    """A logits processor with which the n-th picture's formula has `lengths[n]` tokens."""
-    stop = BOS if options.get("decoder_direction") == "r2l" else EOS
-
-    def end(ids: Tensor, scores: Tensor) -> Tensor:
-        due = torch.tensor(lengths).repeat_interleave(len(ids) // len(lengths)) == ids.shape[1] - 1
-        is_stop = torch.arange(scores.shape[1]) == stop
-        return scores.masked_fill(due[:, None] ^ is_stop, float("-inf"))
-
-    return end
-
-
-@pytest.mark.parametrize("options", MODES, ids=str)
-def test_finished_pictures_are_left_out_and_nothing_changes(
-    lively: ABMForConditionalGeneration, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[int] = []
-    step = Reader.step
-
-    def counting_step(self: Reader, tokens: Tensor, *state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        read.append(len(tokens))
-        return step(self, tokens, *state)
-
-    monkeypatch.setattr(Reader, "step", counting_step)
-    inputs = pictures((32, 48), (48, 32), (64, 64), (16, 90), (70, 30))
-    lengths = [7, 2, 12, 5, 2]
-    end = ending_at(lengths, options)
-    options = {"logits_processor": [end], "return_dict_in_generate": True, "output_scores": True, **options}
-    found = lively.generate(**inputs, **options)
-    assert (found.sequences != PAD).sum(1).tolist() == [length + 2 for length in lengths]
-    beams = options.get("num_beams", 1)
-    late = 1 if beams == 1 else 0  # without beams, that a sequence is finished shows in the padding after its end
-    assert read == [beams * sum(length + late >= step for length in lengths) for step in range(13)]
-    monkeypatch.setattr(ABMCache, "keep", lambda self, images: None)
-    read.clear()
-    plain = lively.generate(**inputs, **options)
-    assert set(read) == {read[0]}
-    assert torch.equal(found.sequences, plain.sequences)
-    if "num_beams" in options:
-        torch.testing.assert_close(found.sequences_scores, plain.sequences_scores)
-
-
-def test_a_search_does_not_disturb_one_inside_it(lively: ABMForConditionalGeneration) -> None:
-    """As in two-way search, or a processor that asks the model itself."""
-    inputs = pictures((32, 48), (48, 32), (64, 64))
-    expected = lively.generate(**inputs, num_beams=3, max_length=12)
-
-    def asking(ids: Tensor, scores: Tensor) -> Tensor:
-        lively.generate(**pictures((16, 90), (70, 30)), max_length=3)
-        return scores
-
-    assert torch.equal(lively.generate(**inputs, num_beams=3, max_length=12, logits_processor=[asking]), expected)
-
-
 def test_encoded_pictures_are_as_good_as_pictures(lively: ABMForConditionalGeneration) -> None:
     inputs = pictures((32, 48), (48, 32))
     with torch.no_grad():
@@ -363,15 +295,15 @@ def test_no_room_for_any_token_is_an_error_that_says_so(model: ABMForConditional
     assert model.generate(**pictures((32, 48)), max_length=2).shape == (1, 2)
 
 
-# ------------------------------------------------------------------------------------------------------------- two-way
+# ----------------------------------------------------------------------------------------------------------- rescoring
 
 
 def every_formula(length: int) -> list[list[int]]:
     """All formulas up to a length over a few tokens."""
-    return [list(row) for count in range(length + 1) for row in itertools.product(TWO_WAY_IDS, repeat=count)]
+    return [list(row) for count in range(length + 1) for row in itertools.product(FEW_IDS, repeat=count)]
 
 
-TWO_WAY_IDS = (5, 6, 7)
+FEW_IDS = (5, 6, 7)
 
 
 @pytest.fixture(scope="module")
@@ -382,21 +314,25 @@ def narrow() -> ABMForConditionalGeneration:
         for stop, direction in ((EOS, "l2r"), (BOS, "r2l")):
             branch = model.branches[direction]
             others = torch.ones(113, dtype=torch.bool)
-            others[[stop, *TWO_WAY_IDS]] = False
+            others[[stop, *FEW_IDS]] = False
             branch.classifier.bias[others] = -1e4
     return model
 
 
+def rescored(model: ABMForConditionalGeneration, inputs: dict[str, Tensor], **options: Any) -> RescoredOutput:
+    options = {"latex_tokenizer": ABMTokenizer(), **options}
+    return model.generate(**inputs, custom_generate=rescored_generate, return_dict_in_generate=True, **options)
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
-def test_two_way_search_finds_the_best_by_both_branches(narrow: ABMForConditionalGeneration, weight: float) -> None:
+def test_rescoring_finds_the_best_by_both_branches(narrow: ABMForConditionalGeneration, weight: float) -> None:
     inputs = pictures((32, 48), (48, 32), (64, 64))
-    options = {"num_beams": 40, "num_return_sequences": 3, "max_length": 5, "grammar_tokenizer": ABMTokenizer()}
-    output = two_way_search(narrow, **inputs, weight=weight, **options)
+    output = rescored(narrow, inputs, num_beams=40, num_return_sequences=3, max_length=5, rescoring_weight=weight)
     formulas = [[*row, EOS] for row in every_formula(3)]
     with torch.no_grad():
         encoded = narrow.encoder(**inputs)
-        every = padded(formulas * 3)
-        l2r, r2l = (score_sequences(narrow, encoded, every, direction=d).sum(1).view(3, -1) for d in ("l2r", "r2l"))
+    every = padded(formulas * 3)
+    l2r, r2l = (score_sequences(narrow, encoded, every, direction=d).sum(1).view(3, -1) for d in ("l2r", "r2l"))
     lengths = torch.tensor([len(row) for row in formulas])
     expected = ((1 - weight) * l2r + weight * r2l) / lengths
     scores, best = expected.topk(3, dim=1)
@@ -407,85 +343,99 @@ def test_two_way_search_finds_the_best_by_both_branches(narrow: ABMForConditiona
     assert found == [formulas[index] for index in best.flatten().tolist()]
 
 
-def test_two_way_search_returns_no_formula_twice_and_marks_what_is_missing(
-    narrow: ABMForConditionalGeneration,
-) -> None:
-    output = two_way_search(
-        narrow, **pictures((32, 48), (48, 32)), num_beams=40, num_return_sequences=60, max_length=4
-    )
-    exists = output.scores.view(2, 60) > float("-inf")
-    for rows, row_exists in zip(output.sequences.view(2, 60, -1).tolist(), exists, strict=True):
+def test_rescoring_marks_what_is_missing(narrow: ABMForConditionalGeneration) -> None:
+    output = rescored(narrow, pictures((32, 48), (48, 32)), num_beams=120, num_return_sequences=120, max_length=3)
+    exists = output.scores.view(2, 120) > float("-inf")
+    for rows, row_exists in zip(output.sequences.view(2, 120, -1).tolist(), exists, strict=True):
         kept = [tuple(row) for row, there in zip(rows, row_exists, strict=True) if there]
-        assert len(set(kept)) == len(kept) >= len(every_formula(2))
+        assert len(set(kept)) == len(kept) >= len(every_formula(1))
     nothing = output.sequences[output.scores == float("-inf")]
     assert len(nothing) and nothing[:, :2].eq(torch.tensor([BOS, EOS])).all() and nothing[:, 2:].eq(PAD).all()
 
 
-def test_two_way_search_of_a_batch_equals_that_of_its_pictures(lively: ABMForConditionalGeneration) -> None:
+@pytest.mark.parametrize("grammar", [False, True])
+def test_rescoring_a_batch_equals_rescoring_its_pictures(lively: ABMForConditionalGeneration, grammar: bool) -> None:
     sizes = [(32, 48), (48, 32), (20, 70)]
-    inputs = pictures(*sizes)
-    tokenizer = ABMTokenizer()
-    options: dict[str, Any] = {"num_beams": 4, "num_return_sequences": 2, "max_length": 12}
-    for grammar in (None, tokenizer):
-        together = two_way_search(lively, **inputs, grammar_tokenizer=grammar, **options)
-        for index, size in enumerate(sizes):
-            single = two_way_search(lively, **alone(inputs, index, size), grammar_tokenizer=grammar, **options)
-            rows = slice(2 * index, 2 * index + 2)
-            torch.testing.assert_close(together.scores[rows], single.scores, atol=1e-4, rtol=1e-4)
-            found = together.sequences[rows, : single.sequences.shape[1]]
-            assert torch.equal(found, single.sequences) and together.sequences[rows, found.shape[1] :].eq(PAD).all()
-        if grammar is not None:
-            for row in together.sequences.tolist():
-                assert is_well_formed(tokenizer.convert_ids_to_tokens(row[1 : row.index(EOS)]))
+    inputs, tokenizer = pictures(*sizes), ABMTokenizer()
+    options: dict[str, Any] = {"num_beams": 4, "num_return_sequences": 2, "max_length": 12, "grammar": grammar}
+    together = rescored(lively, inputs, **options)
+    for index, size in enumerate(sizes):
+        single = rescored(lively, alone(inputs, index, size), **options)
+        rows = slice(2 * index, 2 * index + 2)
+        torch.testing.assert_close(together.scores[rows], single.scores, atol=1e-4, rtol=1e-4)
+        found = together.sequences[rows, : single.sequences.shape[1]]
+        assert torch.equal(found, single.sequences) and together.sequences[rows, found.shape[1] :].eq(PAD).all()
+    if grammar:
+        for row in together.sequences.tolist():
+            assert is_well_formed(tokenizer.convert_ids_to_tokens(row[1 : row.index(EOS)]))
 
 
-def test_two_way_search_through_generate(lively: ABMForConditionalGeneration) -> None:
+def test_rescoring_through_generate_is_that_of_recognize(lively: ABMForConditionalGeneration) -> None:
     inputs, tokenizer = pictures((32, 48), (48, 32)), ABMTokenizer()
-    expected = two_way_search(
-        lively, **inputs, grammar_tokenizer=tokenizer, num_beams=3, num_return_sequences=2, weight=0.4, max_length=10
+    options = {"num_beams": 3, "max_length": 10}
+    hypotheses = recognize_images(lively, tokenizer, **inputs, options=DecodingOptions(top_k=2, **options))
+    ids = lively.generate(
+        **inputs, custom_generate=rescored_generate, latex_tokenizer=tokenizer, num_return_sequences=2, **options
     )
-    options = {"custom_generate": two_way_generate, "num_beams": 3, "num_return_sequences": 2, "max_length": 10}
-    options |= {"two_way_weight": 0.4, "grammar_tokenizer": tokenizer}
-    assert torch.equal(lively.generate(**inputs, **options), expected.sequences)
-    output = lively.generate(**inputs, **options, return_dict_in_generate=True)
-    torch.testing.assert_close(output.scores, expected.scores)
-    for other, message in (
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    assert texts == [found.latex for row in hypotheses for found in row]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
         ({"do_sample": True}, "does not sample"),
         ({"decoder_direction": "r2l"}, "leave decoder_direction out"),
         ({"repetition_penalty": 2.0}, "RepetitionPenaltyLogitsProcessor"),
-        ({"logits_processor": [LatexGrammarLogitsProcessor.from_tokenizer(tokenizer)]}, "LatexGrammarLogits"),
+        ({"logits_processor": [LatexGrammarLogitsProcessor.from_tokenizer(ABMTokenizer())]}, "LatexGrammarLogits"),
         ({"stopping_criteria": [lambda ids, scores: False]}, "stopping criteria"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            lively.generate(**inputs, **options, **other)
+        ({"latex_tokenizer": None}, "pass latex_tokenizer"),
+        ({"rescoring_weight": 2.0}, "from 0"),
+    ],
+)
+def test_rescoring_refuses_what_it_cannot_do(
+    lively: ABMForConditionalGeneration, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        rescored(lively, pictures((32, 48)), num_beams=3, max_length=10, **options)
+
+
+def test_rescoring_needs_both_branches() -> None:
+    with pytest.raises(ValueError, match="both branches"):
+        rescored(tiny_model(directions=("l2r",)), pictures((32, 48)), num_beams=2, max_length=8)
+
+
+@torch.no_grad()
+def test_what_hypotheses_share_is_scored_once_and_nothing_changes(lively: ABMForConditionalGeneration) -> None:
+    """Rescoring goes through the common beginnings of all candidates; the oracle scores them one by one."""
+    inputs = pictures((32, 48), (48, 32), (64, 64))
+    engine = TorchEngine(lively, ABMTokenizer())
+    encoded = engine.encode(**inputs)
+    options = DecodingOptions(num_beams=5, max_length=14, rescoring_weight=1.0, rescore=True)
+    options = options.resolve(engine.settings, engine.directions)
+    found = search(engine, encoded, options)
+    for index, row in enumerate(rescore(engine, encoded, found, options)):
+        part = engine.encode(inputs["pixel_values"][index : index + 1], inputs["pixel_mask"][index : index + 1])
+        for candidate, joint in row:
+            ids = torch.tensor([[*formula(engine.tokenizer, candidate), EOS]])
+            expected = score_sequences(lively, part, ids, direction="r2l").sum()
+            assert joint == pytest.approx(float(expected), abs=1e-3)
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-@pytest.mark.parametrize("two_way", [False, True])
-def test_a_search_stops_when_its_time_is_over(
-    lively: ABMForConditionalGeneration, num_beams: int, two_way: bool
-) -> None:
+def test_a_search_stops_when_its_time_is_over(lively: ABMForConditionalGeneration, num_beams: int) -> None:
     inputs, tokenizer = pictures((32, 48), (48, 32)), ABMTokenizer()
-    options = {"num_beams": num_beams, "max_length": 40, "two_way": two_way}
-    whole = read_formulas(lively, tokenizer, **inputs, **options)
+
+    def found(**limit: float) -> Any:
+        options = DecodingOptions(num_beams=num_beams, max_length=40, rescore=False, **limit)
+        return recognize_images(lively, tokenizer, **inputs, options=options)
+
+    whole = found()
     assert min(len(row[0].tokens) for row in whole) > 2
-    cut = read_formulas(lively, tokenizer, **inputs, **options, max_time=0.0)
+    cut = found(max_time=0.0)
     assert len(cut) == 2 and max(len(row[0].tokens) for row in cut if row) == 1
-    assert two_way or not any(row[0].finished for row in cut)
-    assert read_formulas(lively, tokenizer, **inputs, **options, max_time=1e6) == whole
-    limited = copy.deepcopy(lively)
-    limited.generation_config.max_time = 0.0
-    assert read_formulas(limited, tokenizer, **inputs, **options) == cut
-
-
-def test_two_way_search_refuses_what_it_cannot_do(model: ABMForConditionalGeneration) -> None:
-    inputs = pictures((32, 48))
-    with pytest.raises(ValueError, match="weight"):
-        two_way_search(model, **inputs, weight=2.0)
-    with pytest.raises(ValueError, match="num_return_sequences"):
-        two_way_search(model, **inputs, num_beams=2, num_return_sequences=5)
-    with pytest.raises(ValueError, match="both branches"):
-        two_way_search(tiny_model(directions=("l2r",)), **inputs)
+    assert not any(row[0].finished for row in cut)
+    assert found(max_time=1e6) == whole
 
 
 @pytest.fixture(scope="module")
@@ -501,77 +451,34 @@ def formulas() -> dict[str, Tensor]:
     return {name: batch[name] for name in ("pixel_values", "pixel_mask")}
 
 
-@pytest.mark.parametrize("grammar", [None, ABMTokenizer()], ids=["anything", "grammar"])
+@pytest.mark.parametrize("grammar", [False, True])
 @pytest.mark.parametrize("direction", ["l2r", "r2l"])
-@pytest.mark.parametrize("num_beams, arranged", [(1, True), (4, True), (4, False)])
+@pytest.mark.parametrize("num_beams", [1, 4])
 def test_the_search_finds_what_generate_finds(
-    trained: ABMForConditionalGeneration,
-    formulas: dict[str, Tensor],
-    num_beams: int,
-    arranged: bool,
-    direction: str,
-    grammar: ABMTokenizer | None,
-    monkeypatch: pytest.MonkeyPatch,
+    trained: ABMForConditionalGeneration, formulas: dict[str, Tensor], num_beams: int, direction: str, grammar: bool
 ) -> None:
-    """With steps of inference and with those of training, in which pictures are left out differently."""
-    monkeypatch.setattr(trained.branches[direction], "arranged", arranged)
-    with torch.no_grad():
-        encoded = trained.encoder(**formulas)
-    options = {"num_beams": num_beams, "max_length": 40}
-    found = find_hypotheses(trained, encoded, direction, tokenizer=grammar, **options)
+    tokenizer = ABMTokenizer()
+    engine = TorchEngine(trained, tokenizer)
+    encoded = engine.encode(**formulas)
+    options = DecodingOptions(
+        num_beams=num_beams, max_length=40, direction=direction, grammar=grammar, rescore=False
+    ).resolve(engine.settings, engine.directions)
+    found = [candidate for row in search(engine, encoded, options) for candidate in row]
     processors = []
-    if grammar is not None:
-        processors = [LatexGrammarLogitsProcessor.from_tokenizer(grammar, direction=direction, max_length=40)]
+    if grammar:
+        processors = [LatexGrammarLogitsProcessor.from_tokenizer(tokenizer, direction=direction, max_length=40)]
     output = trained.generate(
         encoder_outputs=encoded,
         decoder_direction=direction,
+        num_beams=num_beams,
         num_return_sequences=num_beams,
+        max_length=40,
         logits_processor=processors,
         return_dict_in_generate=True,
         output_scores=True,
-        **options,
     )
-    ids, log_probs, known = stacked(found, num_beams, PAD)
-    expected = output.sequences[:, 1:]
-    assert known.all() and torch.equal(ids, expected)
-    assert len({len(row[0].ids) for row in found}) == len(found), "they end at different times"
+    assert torch.equal(padded([list(candidate.ids) for candidate in found]), output.sequences[:, 1:])
+    assert len({len(candidate.ids) for candidate in found[::num_beams]}) == 3, "they end at different times"
     if num_beams > 1:
-        means = log_probs.sum(1) / (ids != PAD).sum(1)
+        means = torch.tensor([sum(candidate.log_probs) / len(candidate.ids) for candidate in found])
         torch.testing.assert_close(means, output.sequences_scores, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("direction, num_beams", [("l2r", 1), ("r2l", 4)])
-def test_reading_is_the_same_through_generate(
-    trained: ABMForConditionalGeneration, formulas: dict[str, Tensor], direction: str, num_beams: int
-) -> None:
-    options = {"num_beams": num_beams, "top_k": num_beams, "max_length": 40, "direction": direction}
-    ours = read_formulas(trained, ABMTokenizer(), **formulas, **options)
-    theirs = read_formulas(trained, ABMTokenizer(), **formulas, **options, logits_processor=[])
-    for own, other in zip(ours, theirs, strict=True):
-        assert [reading.latex for reading in own] == [reading.latex for reading in other]
-        for a, b in zip(own, other, strict=True):
-            assert a.score == pytest.approx(b.score, abs=1e-4)
-            assert a.token_scores == pytest.approx(b.token_scores, abs=1e-4)
-
-
-def test_a_generation_config_that_searches_otherwise_is_followed(
-    trained: ABMForConditionalGeneration, formulas: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert searches_plainly(trained.generation_config)
-    assert searches_plainly(ABMForConditionalGeneration(trained.config).generation_config)
-    usual = read_formulas(trained, ABMTokenizer(), **formulas, num_beams=4)
-    first = usual[2][0].tokens[0]
-    monkeypatch.setattr(trained.generation_config, "suppress_tokens", ABMTokenizer().convert_tokens_to_ids([first]))
-    assert not searches_plainly(trained.generation_config)
-    other = read_formulas(trained, ABMTokenizer(), **formulas, num_beams=4)
-    assert first not in other[2][0].tokens
-
-
-@pytest.mark.parametrize("num_beams", [1, 5])
-def test_hypotheses_of_given_lengths(lively: ABMForConditionalGeneration, num_beams: int) -> None:
-    with torch.no_grad():
-        encoded = lively.encoder(**pictures((32, 48), (48, 32), (64, 64)))
-    lengths = [7, 1, 12]
-    options = {"num_beams": num_beams, "max_length": 40, "tokenizer": ABMTokenizer(), "lengths": lengths}
-    found = find_hypotheses(lively, encoded, "l2r", **options)
-    assert [{len(hypothesis.ids) for hypothesis in row} for row in found] == [{length} for length in lengths]

@@ -7,17 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abm_hf.loss_abm import aligned_distillation, cross_entropy, reading_order, released_distillation
+from abm_hf.loss_abm import aligned_distillation, cross_entropy, right_to_left_order, released_distillation
 
 
 @given(lengths=st.lists(st.integers(0, 6), min_size=1, max_size=4), padding=st.integers(0, 3))
-def test_reading_order_reverses_tokens_and_nothing_else(lengths: list[int], padding: int) -> None:
+def test_the_order_reverses_tokens_and_nothing_else(lengths: list[int], padding: int) -> None:
     width = max(lengths) + 1 + padding
     labels = torch.full((len(lengths), width), -100)
     for row, length in enumerate(lengths):
         labels[row, :length] = torch.arange(10, 10 + length)
         labels[row, length] = 1
-    order = reading_order(labels)
+    order = right_to_left_order(labels)
     read = labels.gather(1, order)
     for row, length in enumerate(lengths):
         assert read[row].tolist() == [*range(9 + length, 9, -1), 1, *[-100] * (width - length - 1)]

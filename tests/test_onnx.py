@@ -17,11 +17,13 @@ from abm_hf.cli.main import main
 from abm_hf.data.offline import read_offline
 from abm_hf.hub.onnx_export import export_onnx
 from abm_hf.image_processing_abm import ImageInputError
+from abm_hf.inference.base import pad_images
 from abm_hf.inference.loading import load_recognizer
 from abm_hf.inference.onnx_files import checkpoint_with_onnx
 from abm_hf.ink.rendering import render_ink
 from abm_hf.modeling_abm import ABMForConditionalGeneration
 from abm_hf.pretrained import CheckpointError
+from abm_hf.processing_abm import ABMProcessor
 from abm_hf.synthetic.expressions import synthetic_ink
 
 
@@ -47,7 +49,7 @@ def inks() -> list[Ink]:
 
 def _assert_same(actual: Sequence[Recognition], expected: Sequence[Recognition]) -> None:
     for one, other in zip(actual, expected, strict=True):
-        assert [reading.tokens for reading in one.alternatives] == [reading.tokens for reading in other.alternatives]
+        assert [found.tokens for found in one.alternatives] == [found.tokens for found in other.alternatives]
         assert (one.latex, one.tokens) == (other.latex, other.tokens)
         for left, right in zip(one.alternatives, other.alternatives, strict=True):
             assert left.score == pytest.approx(right.score, rel=1e-3) and left.finished == right.finished
@@ -59,15 +61,14 @@ def _assert_same(actual: Sequence[Recognition], expected: Sequence[Recognition])
     [
         {"num_beams": 1},
         {"num_beams": 1, "grammar": False},
-        {"num_beams": 4, "top_k": 3},
+        {"num_beams": 4, "top_k": 3, "rescore": False},
         {"num_beams": 3, "grammar": False, "top_k": 2},
-        {"num_beams": 3, "two_way": True, "top_k": 3},
-        {"num_beams": 1, "two_way": True},
+        {"num_beams": 3, "top_k": 3},
+        {"num_beams": 1, "rescore": True},
         {"num_beams": 2, "max_length": 3},
-        {"num_beams": 2, "two_way": True, "two_way_weight": 0.3},
-        {"num_beams": 1, "scales": (1.3,)},
-        {"num_beams": 4, "top_k": 2, "scales": (1.15, 0.85)},
-        {"num_beams": 3, "top_k": 4, "two_way": True, "scales": (1.0, 1.3), "two_way_weight": 0.3},
+        {"num_beams": 2, "rescoring_weight": 0.3},
+        {"num_beams": 4, "length_penalty": 0.5, "top_k": 4},
+        {"num_beams": 3, "direction": "r2l", "top_k": 2},
     ],
     ids=str,
 )
@@ -121,12 +122,14 @@ def test_the_encoder_in_8_bits(exported: Path, tiny_checkpoint: Path, inks: list
     assert weights and set(weights) <= dequantized and len(integers) >= len(weights)
     floats, quantized = ABMOnnxModel(exported), ABMOnnxModel(folder)
     image = render_ink(inks[0])
-    encoded = [model._encode([image])["values"] for model in (floats, quantized)]
+    encoded = [
+        model.engine.encode(*pad_images([image], model.pad_to_multiple_of))["values"] for model in (floats, quantized)
+    ]
     assert 0 < np.abs(encoded[0] - encoded[1]).mean() < 0.1 * np.abs(encoded[0]).mean()
     assert len(quantized(inks, num_beams=2, max_length=8)) == len(inks)
 
 
-def test_reading_imports_no_torch(exported: Path, tmp_path: Path) -> None:
+def test_recognizing_imports_no_torch(exported: Path, tmp_path: Path) -> None:
     from PIL import Image, ImageDraw
 
     image = Image.new("L", (200, 80), 255)
@@ -196,11 +199,24 @@ def test_command(exported: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: 
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_a_model_of_one_branch_refuses_two_way_search(onnx_model: ABMOnnxModel, inks: list[Ink]) -> None:
-    one_way = object.__new__(ABMOnnxModel)
-    one_way.__dict__.update(vars(onnx_model), config={**onnx_model.config, "directions": ["l2r"]})
+@pytest.mark.parametrize("direction", ["l2r", "r2l"])
+def test_the_same_explanation_as_torch(
+    onnx_model: ABMOnnxModel, recognizer: Recognizer, inks: list[Ink], direction: str
+) -> None:
+    tokens = ["x", "+", "1"]
+    one, other = (model.explain(inks[0], direction, tokens) for model in (onnx_model, recognizer))
+    assert one.tokens == other.tokens == tuple(tokens if direction == "l2r" else tokens[::-1])
+    np.testing.assert_allclose(one.token_scores, other.token_scores, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(one.attention, other.attention, atol=1e-5)
+
+
+def test_a_model_of_one_branch_refuses_to_rescore(tiny_checkpoint: Path, inks: list[Ink], tmp_path: Path) -> None:
+    ABMForConditionalGeneration.from_pretrained(tiny_checkpoint, directions=("l2r",)).save_pretrained(tmp_path / "one")
+    ABMProcessor.from_pretrained(tiny_checkpoint).save_pretrained(tmp_path / "one")
+    one = ABMOnnxModel(export_onnx(tmp_path / "one", encoder="float32"))
     with pytest.raises(ValueError, match="no r2l"):
-        one_way(inks, two_way=True)
+        one(inks, rescore=True, max_length=8)
+    assert one(inks, max_length=8)[0].error is None
 
 
 def test_exported_name() -> None:

@@ -134,7 +134,7 @@ def test_a_published_space_reads(space: tuple[str, int]) -> None:
         f"{address}/gradio_api/call/recognize_ink", json={"data": [plus, False, False, True]}, timeout=60
     )
     answer = httpx.get(f"{address}/gradio_api/call/recognize_ink/{asked.json()['event_id']}", timeout=60).text
-    assert "event: complete" in answer and '"readings"' in answer
+    assert "event: complete" in answer and '"hypotheses"' in answer
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")

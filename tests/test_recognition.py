@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from transformers import pipeline
 
 import abm_hf
 from abm_hf import Ink, Recognizer, write_inkml
+from abm_hf.decoding_abm import DecodingOptions
 from abm_hf.generation_abm import score_sequences
 from abm_hf.image_processing_abm import ImageInputError
-from abm_hf.reading_abm import read_formulas
+from abm_hf.torch_engine_abm import recognize_images
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def test_a_batch_as_an_array(recognizer: Recognizer) -> None:
         assert [result.latex for result in recognizer(batch, num_beams=2, max_length=12)] == expected
     with pytest.raises(ValueError, match="errors must be 'raise' or 'return'"):
         recognizer(_drawing(), errors="ignore")
-    with pytest.raises(ImageInputError, match="2 pictures in the place of one"):
+    with pytest.raises(ImageInputError, match="2 images in the place of one"):
         recognizer([[_drawing(), _drawing()]])
 
 
@@ -71,15 +73,15 @@ def test_order_and_batching_change_nothing(recognizer: Recognizer) -> None:
 
 
 def test_n_best(recognizer: Recognizer) -> None:
-    result = recognizer(_drawing(), num_beams=4, top_k=4, max_length=12)[0]
-    scores = [reading.score for reading in result.alternatives]
-    texts = [reading.latex for reading in result.alternatives]
+    result = recognizer(_drawing(), num_beams=4, top_k=4, max_length=12, rescore=False)[0]
+    scores = [found.score for found in result.alternatives]
+    texts = [found.latex for found in result.alternatives]
     assert scores == sorted(scores, reverse=True) and len(set(texts)) == len(texts) > 1
     assert (result.latex, result.score) == (texts[0], scores[0])
     assert sum(scores) <= 1 + 1e-6, "probabilities of different answers"
-    for reading in result.alternatives:
-        assert len(reading.tokens) == len(reading.token_scores)
-        assert reading.score <= np.prod(reading.token_scores) + 1e-9
+    for found in result.alternatives:
+        assert len(found.tokens) == len(found.token_scores)
+        assert found.score <= np.prod(found.token_scores) + 1e-9
 
 
 def test_scores_are_those_of_the_model(recognizer: Recognizer) -> None:
@@ -95,26 +97,25 @@ def test_scores_are_those_of_the_model(recognizer: Recognizer) -> None:
 
 
 @pytest.mark.parametrize("direction", ["l2r", "r2l"])
-@pytest.mark.parametrize("num_beams, options", [(1, {}), (4, {}), (1, {"do_sample": True}), (3, {"grammar": False})])
+@pytest.mark.parametrize("num_beams, grammar", [(1, True), (4, True), (3, False)])
 def test_the_search_and_a_second_pass_give_the_same_scores(
-    recognizer: Recognizer, direction: str, num_beams: int, options: dict[str, bool]
+    recognizer: Recognizer, direction: str, num_beams: int, grammar: bool
 ) -> None:
     """For pictures that are finished at different steps, and for hypotheses that are cut off."""
     model, tokenizer = recognizer.model, recognizer.processor.tokenizer
     pixels = torch.rand(3, 1, 64, 96, generator=torch.Generator().manual_seed(0))
     top_k = 1 if num_beams == 1 else num_beams
-    found = read_formulas(
-        model, tokenizer, pixels, direction=direction, num_beams=num_beams, top_k=top_k, max_length=9, **options
+    options = DecodingOptions(
+        direction=direction, num_beams=num_beams, top_k=top_k, max_length=9, grammar=grammar, rescore=False
     )
-    for picture, readings in enumerate(found):
-        encoded = model.encoder(pixels[picture : picture + 1])
-        assert readings
-        for reading in readings:
-            ids = tokenizer.convert_tokens_to_ids(list(reading.tokens)) + [tokenizer.eos_token_id] * reading.finished
-            with torch.no_grad():
-                scored = score_sequences(model, encoded, torch.tensor([ids]), direction=direction)[0]
-            np.testing.assert_allclose(reading.token_scores, scored[: len(reading.tokens)].exp(), rtol=1e-4, atol=1e-6)
-            assert reading.log_probability == pytest.approx(float(scored.sum()), abs=1e-4)
+    for index, hypotheses in enumerate(recognize_images(model, tokenizer, pixels, options=options)):
+        encoded = model.encoder(pixels[index : index + 1])
+        assert hypotheses
+        for found in hypotheses:
+            ids = tokenizer.convert_tokens_to_ids(list(found.tokens)) + [tokenizer.eos_token_id] * found.finished
+            scored = score_sequences(model, encoded, torch.tensor([ids]), direction=direction)[0]
+            np.testing.assert_allclose(found.token_scores, scored[: len(found.tokens)].exp(), rtol=1e-4, atol=1e-6)
+            assert found.log_probability == pytest.approx(float(scored.sum()), abs=1e-4)
 
 
 def test_a_bad_image_among_good_ones(recognizer: Recognizer, tmp_path: Path) -> None:
@@ -136,7 +137,11 @@ def test_the_one_liner(tiny_checkpoint: Path) -> None:
 
 def test_explanation(recognizer: Recognizer) -> None:
     for direction in ("l2r", "r2l"):
-        explanation = recognizer.explain(_drawing(), direction=direction, max_length=9)
+        explanation = recognizer.explain(_drawing(), direction)
+        answer = recognizer(_drawing())[0]
+        assert explanation.tokens == answer.tokens[:: 1 if direction == "l2r" else -1], (
+            "what was answered is explained"
+        )
         steps, rows, columns = explanation.attention.shape
         assert steps == len(explanation.tokens) == len(explanation.token_scores)
         assert (rows, columns) == tuple(-(-side // explanation.stride) for side in explanation.image.shape)
@@ -144,33 +149,70 @@ def test_explanation(recognizer: Recognizer) -> None:
 
 
 def test_pipeline(tiny_checkpoint: Path, recognizer: Recognizer) -> None:
-    reader = pipeline("image-to-latex", model=str(tiny_checkpoint), trust_remote_code=False)
+    recognizer_pipeline = pipeline("image-to-latex", model=str(tiny_checkpoint), trust_remote_code=False)
     images = [_drawing(100 + 40 * seed, 60 + 10 * seed, seed) for seed in range(3)]
     expected = [result.latex for result in recognizer(images, num_beams=2, max_length=10)]
-    answers = reader(images, batch_size=2, num_beams=2, max_length=10)
+    answers = recognizer_pipeline(images, batch_size=2, num_beams=2, max_length=10)
     assert [answer[0]["latex"] for answer in answers] == expected
-    single = reader(images[0], num_beams=2, max_length=10)
+    single = recognizer_pipeline(images[0], num_beams=2, max_length=10)
     assert single == [{"latex": expected[0], "score": pytest.approx(answers[0][0]["score"], rel=1e-3)}]
-    assert len(reader(images[0], num_beams=3, top_k=3, max_length=10)) > 1
-    assert reader(images[0], num_beams=1, max_length=10, min_score=1.1)[0]["latex"] is None
-    streamed = reader((image for image in images), num_beams=2, max_length=10)
+    assert len(recognizer_pipeline(images[0], num_beams=3, top_k=3, max_length=10)) > 1
+    assert recognizer_pipeline(images[0], num_beams=1, max_length=10, min_score=1.1)[0]["latex"] is None
+    streamed = recognizer_pipeline((image for image in images), num_beams=2, max_length=10)
     assert [answer[0]["latex"] for answer in streamed] == expected
-    two_way = {"two_way": True, "num_beams": 2, "max_length": 10}
-    weighed = [reader(images[0], **two_way, two_way_weight=weight)[0]["score"] for weight in (0.1, 0.9)]
+    options = {"num_beams": 2, "max_length": 10}
+    weighed = [recognizer_pipeline(images[0], **options, rescoring_weight=w)[0]["score"] for w in (0.1, 0.9)]
     assert weighed[0] != weighed[1]
     with pytest.raises(TypeError, match="beams"):
-        reader(images[0], beams=3)
+        recognizer_pipeline(images[0], beams=3)
+    with pytest.raises(ValueError, match="rescoring_weight"):
+        recognizer_pipeline(images[0], rescoring_weight=2.0)
+    unsure = pipeline(
+        "image-to-latex", model=str(tiny_checkpoint), trust_remote_code=False, min_score=1.1, num_beams=1
+    )
+    assert unsure(images[0], max_length=10)[0]["latex"] is None, "options count when they are given at construction"
 
 
-def test_two_way_search(recognizer: Recognizer) -> None:
+def test_rescoring_is_the_default_with_beams(recognizer: Recognizer) -> None:
     images = [_drawing(seed=seed) for seed in range(2)]
-    results = recognizer(images, num_beams=3, top_k=3, max_length=10, two_way=True)
-    for result in results:
-        scores = [reading.score for reading in result.alternatives]
+    options = {"num_beams": 3, "top_k": 3, "max_length": 10}
+    default, rescored = (recognizer(images, **options, **more) for more in ({}, {"rescore": True}))
+    assert [r.alternatives for r in default] == [r.alternatives for r in rescored]
+    alone = recognizer(images, **options, rescore=False)
+    assert [r.alternatives for r in default] != [r.alternatives for r in alone]
+    for result in default:
+        scores = [found.score for found in result.alternatives]
         assert scores == sorted(scores, reverse=True) and 0 < scores[0] <= 1
-    with pytest.raises(ValueError, match="two-way"):
-        inputs = recognizer.processor(images=images[0])
-        read_formulas(recognizer.model, recognizer.processor.tokenizer, **inputs, two_way=True, do_sample=True)
+    greedy = {"num_beams": 1, "max_length": 10}
+    assert recognizer(images, **greedy)[0].score == recognizer(images, **greedy, rescore=False)[0].score
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"rescoring_weight": 2.0}, "from 0"),
+        ({"rescoring_weight": 0.5, "rescore": False}, "no effect"),
+        ({"direction": "r2l", "rescore": True}, "left to right"),
+        ({"direction": "up"}, "'l2r' or 'r2l'"),
+        ({"max_time": -1.0}, "seconds"),
+        ({"num_beams": 2.5}, "whole number"),
+    ],
+)
+def test_options_that_contradict_each_other(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DecodingOptions(**options)
+
+
+def test_the_generation_config_gives_the_defaults(recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"num_beams": 3, "max_length": 7, "length_penalty": 0.5, "rescoring_weight": 0.1, "max_time": 9.0}
+    resolved = DecodingOptions().resolve(settings, ("l2r", "r2l"))
+    assert vars(resolved).items() >= settings.items() and resolved.rescore
+    assert DecodingOptions(num_beams=4).resolve(settings, ("l2r", "r2l")).num_beams == 4
+    assert not DecodingOptions().resolve(settings, ("l2r",)).rescore
+    monkeypatch.setattr(recognizer.model.generation_config, "max_length", 4)
+    assert len(recognizer(_drawing())[0].tokens) <= 2
+    with pytest.raises(TypeError, match="beams"):
+        recognizer(_drawing(), beams=3)
 
 
 def test_only_well_formed_latex(recognizer: Recognizer) -> None:
@@ -178,8 +220,8 @@ def test_only_well_formed_latex(recognizer: Recognizer) -> None:
 
     results = recognizer([_drawing(seed=seed) for seed in range(6)], num_beams=3, top_k=3, max_length=20)
     for result in results:
-        for reading in result.alternatives:
-            assert is_well_formed(list(reading.tokens)), reading.latex
+        for found in result.alternatives:
+            assert is_well_formed(list(found.tokens)), found.latex
 
 
 def test_length_of_an_answer(recognizer: Recognizer) -> None:
@@ -194,39 +236,31 @@ def test_length_of_an_answer(recognizer: Recognizer) -> None:
 
 @pytest.mark.parametrize("name", ["num_beams", "top_k", "batch_size"])
 def test_numbers_start_at_one(recognizer: Recognizer, name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name}.* must be at least 1"):
+    with pytest.raises(ValueError, match=f"{name} must be .*at least 1"):
         recognizer(_drawing(), **{name: 0})
-    if name != "batch_size":  # what the pipeline calls
-        inputs = recognizer.processor(images=_drawing())
-        with pytest.raises(ValueError, match=f"{name}.* must be at least 1"):
-            read_formulas(recognizer.model, recognizer.processor.tokenizer, **inputs, **{name: 0})
 
 
 def test_more_beams_than_tokens(recognizer: Recognizer) -> None:
     """Beams that cannot be filled do not become answers."""
     result = recognizer(_drawing(), num_beams=150, top_k=150, max_length=3)[0]
-    texts = [reading.latex for reading in result.alternatives]
+    texts = [found.latex for found in result.alternatives]
     assert 1 < len(texts) == len(set(texts)) < 113
-    assert all(len(reading.tokens) <= 1 and reading.score > 0 for reading in result.alternatives)
+    assert all(len(found.tokens) <= 1 and found.score > 0 for found in result.alternatives)
 
 
 def test_right_to_left_alone(recognizer: Recognizer) -> None:
-    """Its reading is what `explain` shows, turned round."""
-    inputs = recognizer.processor(images=_drawing())
+    """What it writes, turned round; the same as `generate` from that side."""
     options = {"num_beams": 1, "max_length": 10, "grammar": False}
-    reading = read_formulas(recognizer.model, recognizer.processor.tokenizer, **inputs, direction="r2l", **options)[0][
-        0
-    ]
-    explanation = recognizer.explain(_drawing(), direction="r2l", max_length=10)
-    assert reading.tokens == explanation.tokens[::-1]
-    with pytest.raises(ValueError, match="both directions"):
-        read_formulas(recognizer.model, recognizer.processor.tokenizer, **inputs, direction="r2l", two_way=True)
+    found = recognizer(_drawing(), direction="r2l", **options)[0]
+    inputs = recognizer.processor(images=_drawing())
+    ids = recognizer.model.generate(**inputs, decoder_direction="r2l", num_beams=1, max_length=10)[0].flip(0)
+    assert recognizer.processor.decode(ids, skip_special_tokens=True) == found.latex
 
 
-def test_a_list_without_readings(recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(recognizer), "read", lambda self, pictures, **options: [[] for _ in pictures])
+def test_a_list_without_hypotheses(recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(recognizer), "decode", lambda self, images, options: [[] for _ in images])
     result = recognizer(_drawing())[0]
-    assert result.latex is None and result.score == 0 and "no reading" in str(result.error)
+    assert result.latex is None and result.score == 0 and "no formula" in str(result.error)
 
 
 def test_a_long_formula_and_a_page(recognizer: Recognizer) -> None:

@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).parent / "browser"))
 fake = importlib.import_module("fake_recognizer")
 
 ROOT = Path(__file__).parents[1]
+TOKENS = list(fake.TOKENS)
 STROKES = [[[0, 0], [30, 40]], [[30, 0], [0, 40]]]
 BOMB = b'<?xml version="1.0"?><!DOCTYPE ink [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><ink><trace>&b;</trace></ink>'
 
@@ -185,12 +186,13 @@ def demo_service(recognizer: Any) -> service.Service:
 
 
 def test_limits_reach_the_model(demo_service: service.Service, recognizer: Any) -> None:
-    assert recognizer.model.generation_config.max_time == service.TIME_LIMIT
-    assert recognizer.processor.image_processor.max_megapixels == inputs.MAX_MEGAPIXELS
+    demo_service.read(png())
+    assert recognizer.calls[-1]["options"].max_time == service.TIME_LIMIT
+    assert recognizer.max_megapixels == inputs.MAX_MEGAPIXELS
 
 
 @pytest.mark.parametrize(
-    "settings", [service.Settings(beam=False), service.Settings(), service.Settings(two_way=True)]
+    "settings", [service.Settings(beam=False), service.Settings(), service.Settings(rescore=False)]
 )
 def test_a_reading_stops_at_its_time_limit(tiny_checkpoint: Path, settings: service.Settings) -> None:
     ink = Ink(tuple(map(np.array, STROKES)))
@@ -203,7 +205,7 @@ def test_an_answer_has_all_that_the_page_shows(demo_service: service.Service) ->
     answer = demo_service.read(Ink(tuple(map(np.array, STROKES))))
     assert answer["latex"] == fake.LATEX and answer["mathml"].startswith("<math")
     assert answer["score"] == 0.87 and not answer["unsure"] and answer["complete"]
-    assert [reading["score"] for reading in answer["readings"]] == [0.87, 0.05, 0.01]
+    assert [found["score"] for found in answer["hypotheses"]] == [0.87, 0.05, 0.01]
     assert len(answer["tokens"]) == len(answer["token_scores"])
     assert json.dumps(answer)  # plain data
     seen = service.from_png(answer["seen"])
@@ -217,29 +219,29 @@ def test_an_improbable_answer_is_marked(demo_service: service.Service) -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        (service.Settings(), {"num_beams": service.BEAMS, "top_k": service.READINGS, "grammar": True}),
+        (
+            service.Settings(),
+            {"num_beams": service.BEAMS, "top_k": service.HYPOTHESES, "grammar": True, "rescore": None},
+        ),
         (service.Settings(beam=False), {"num_beams": 1, "top_k": 1}),
         (service.Settings(grammar=False), {"grammar": False}),
-        (service.Settings(two_way=True), {"two_way": True}),
+        (service.Settings(rescore=False), {"rescore": False}),
     ],
 )
 def test_settings_reach_the_model(
     demo_service: service.Service, recognizer: Any, settings: service.Settings, expected: dict[str, Any]
 ) -> None:
     demo_service.read(png(), settings)
-    assert recognizer.calls[-1].items() >= expected.items()
-    assert ("two_way" in recognizer.calls[-1]) == settings.two_way
+    assert vars(recognizer.calls[-1]["options"]).items() >= expected.items()
 
 
 def test_a_model_of_one_direction_is_not_asked_for_the_other() -> None:
     recognizer = fake.FakeRecognizer(directions=("l2r",))
     single = service.Service(recognizer)
-    single.read(png(), service.Settings(two_way=True))
-    assert "two_way" not in recognizer.calls[-1]
     seen = single.read(png())["seen"]
-    assert [branch["direction"] for branch in single.explain(seen)["branches"]] == ["l2r"]
-    with pytest.raises(RefusedError, match="no such reading direction"):
-        single.gif(seen, "r2l")
+    assert [branch["direction"] for branch in single.explain(seen, TOKENS)["branches"]] == ["l2r"]
+    with pytest.raises(RefusedError, match="no such direction"):
+        single.gif(seen, TOKENS, "r2l")
 
 
 def test_a_picture_that_cannot_be_read_is_refused_with_the_reason(demo_service: service.Service) -> None:
@@ -252,7 +254,7 @@ def test_a_picture_that_cannot_be_read_is_refused_with_the_reason(demo_service: 
 def test_attention_of_both_directions_survives_the_journey(demo_service: service.Service) -> None:
     picture = np.zeros((40, 120), np.uint8)
     picture[18:22, 10:110] = 255
-    shown = demo_service.explain(service.to_png(picture))
+    shown = demo_service.explain(service.to_png(picture), TOKENS)
     assert (shown["width"], shown["height"]) == (120, 40)
     left, right = shown["branches"]
     assert (left["direction"], right["direction"]) == ("l2r", "r2l")
@@ -268,11 +270,27 @@ def test_attention_of_both_directions_survives_the_journey(demo_service: service
 @pytest.mark.parametrize("seen", [None, "", "/etc/passwd", base64_of(b"GIF89a"), base64_of(b"%PDF-1.4"), 3])
 def test_attention_takes_nothing_but_pictures(demo_service: service.Service, seen: Any) -> None:
     with pytest.raises(RefusedError):
-        demo_service.explain(seen)
+        demo_service.explain(seen, TOKENS)
+
+
+@pytest.mark.parametrize("tokens", [None, "x", [1], ["x"] * 1000])
+def test_attention_takes_nothing_but_answers(demo_service: service.Service, tokens: Any) -> None:
+    with pytest.raises(RefusedError, match="list of LaTeX tokens"):
+        demo_service.explain(demo_service.read(png())["seen"], tokens)
+
+
+def test_attention_is_that_of_the_answer(tiny_checkpoint: Path) -> None:
+    """Not of another formula, which a branch would find by itself."""
+    demo_service = service.Service(Recognizer(tiny_checkpoint, device="cpu"))
+    seen = demo_service.read(Ink(tuple(map(np.array, STROKES))))["seen"]
+    for branch in demo_service.explain(seen, ["a", "+", "b"])["branches"]:
+        assert branch["tokens"] == ["a", "+", "b"]
+    with pytest.raises(RefusedError, match="does not know"):
+        demo_service.explain(seen, ["a", "no token"])
 
 
 def test_gif_comes_as_data(demo_service: service.Service) -> None:
-    data = demo_service.gif(demo_service.read(png())["seen"], "r2l", dark=True)
+    data = demo_service.gif(demo_service.read(png())["seen"], TOKENS, "r2l", dark=True)
     assert base64.b64decode(data.removeprefix("data:image/gif;base64,")).startswith(b"GIF8")
 
 
@@ -288,7 +306,7 @@ def test_the_model_always_runs_in_the_same_thread(
         visitor = threading.Thread(target=lambda: pictures.append(demo_service.read(png())["seen"]))
         visitor.start()
         visitor.join()
-    demo_service.explain(pictures[0])
+    demo_service.explain(pictures[0], TOKENS)
     assert len(pictures) == 3 and len(seen) == 1 and threading.get_ident() not in seen
 
 
@@ -305,7 +323,7 @@ def test_whoever_waits_too_long_is_told() -> None:
 
     recognizer.explain = slow
     seen = service.to_png(np.eye(40, dtype=np.uint8) * 255)
-    worker = threading.Thread(target=impatient.explain, args=(seen,))
+    worker = threading.Thread(target=impatient.explain, args=(seen, TOKENS))
     worker.start()
     assert started.wait(5)
     try:
@@ -520,10 +538,10 @@ def client(address: str) -> Any:
 
 def test_api_reads_a_picture(client: Any) -> None:
     answer = client.predict(image=base64_of(png()), api_name="/recognize_picture")
-    assert answer["latex"] == fake.LATEX and len(answer["readings"]) == 3
+    assert answer["latex"] == fake.LATEX and len(answer["hypotheses"]) == 3
     assert "seen" not in answer
     greedy = client.predict("data:image/png;base64," + base64_of(png()), False, api_name="/recognize_picture")
-    assert len(greedy["readings"]) == 1
+    assert len(greedy["hypotheses"]) == 1
 
 
 def test_api_reads_ink_and_inkml(client: Any) -> None:

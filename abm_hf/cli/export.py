@@ -22,8 +22,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         from ..hub.onnx_export import export_onnx
 
-        encoder = "float32" if options.float32 else "int8"
-        print(export_onnx(options.model, options.output, encoder))
+        print(export_onnx(options.model, options.output, "float32" if options.float32 else "int8"))
     except ImportError as error:  # the exporter imports some of its parts late
         return fail(f"exporting to ONNX needs {error.name}: pip install 'abm-hf[onnx]'")
     except (OSError, ValueError) as error:

@@ -146,10 +146,10 @@ def _info(options: argparse.Namespace) -> int:
 def _explain(options: argparse.Namespace) -> int:
     if options.output.suffix.lower() not in (".gif", ".png"):
         return fail(f"{options.output}: name a .gif or a .png file")
-    recognizer = load_recognizer(options.model, options.device, "torch")
+    recognizer = load_recognizer(options.model, options.device)
     if recognizer is None:
         return 2
-    from ..image_processing_abm import ImageInputError
+    from ..image_loading_abm import ImageInputError
     from ..inference.attention_pictures import attention_gif, attention_strip
     from ..ink.strokes import InkError
 
@@ -164,7 +164,7 @@ def _explain(options: argparse.Namespace) -> int:
     except OSError as error:
         return fail(f"cannot write {options.output}: {error.strerror or error}")
     tokens = explanation.tokens[:: 1 if options.direction == "l2r" else -1]
-    print(recognizer.processor.tokenizer.to_compact(tokens))
+    print(recognizer.engine.tokenizer.to_compact(tokens))
     return 0
 
 

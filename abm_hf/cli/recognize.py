@@ -32,30 +32,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="what runs the network; auto: ONNX Runtime on a CPU, PyTorch on a GPU or where there is no ONNX export",
     )
-    parser.add_argument("--beams", type=_positive, default=10, metavar="N", help="hypotheses followed (10); 1: greedy")
-    parser.add_argument("--top-k", type=_positive, default=1, metavar="N", help="readings for each input, in JSON")
+    parser.add_argument("--beams", type=_positive, metavar="N", help="hypotheses followed (10); 1: greedy")
+    parser.add_argument("--top-k", type=_positive, default=1, metavar="N", help="hypotheses for each input, in JSON")
     parser.add_argument("--batch-size", type=_positive, default=16, metavar="N", help="pictures decoded together (16)")
     parser.add_argument(
         "--max-length",
         type=_positive,
-        default=200,
         metavar="N",
         help="most tokens of an answer, start and end included (200)",
     )
-    parser.add_argument("--two-way", action="store_true", help="let both branches propose and judge: slower")
     parser.add_argument(
-        "--two-way-weight",
-        type=_probability,
-        metavar="W",
-        help="say of the right-to-left branch, 0 to 1; default: what was tuned for the checkpoint",
+        "--no-rescore", action="store_true", help="left to right alone: the other branch does not rescore the answers"
     )
     parser.add_argument(
-        "--scales",
-        type=float,
-        nargs="+",
-        metavar="S",
-        help="sizes at which each picture is read, as factors: to search at, and to judge at what was found; "
-        "default: what was chosen for the checkpoint",
+        "--rescoring-weight",
+        type=_probability,
+        metavar="W",
+        help="weight of the right-to-left branch, 0 to 1; default: what was fitted for the checkpoint",
     )
     parser.add_argument("--no-grammar", action="store_true", help="allow LaTeX that is not well formed")
     parser.add_argument(
@@ -110,8 +103,8 @@ def _contradiction(options: argparse.Namespace, shard: Shard) -> str | None:
         return "--output takes JSON lines: leave --format latex out, or redirect standard output for LaTeX alone"
     if options.format == "png" and options.output is None:
         return "--format png needs --output, a folder (or a .png file for a single input)"
-    if options.two_way_weight is not None and not options.two_way:
-        return "--two-way-weight weighs the branches of --two-way: add that, or leave it out"
+    if options.rescoring_weight is not None and options.no_rescore:
+        return "--rescoring-weight has no effect with --no-rescore: leave one of them out"
     return None
 
 
@@ -192,7 +185,7 @@ def _read(recognizer: "BaseRecognizer", inputs: list[Any], options: argparse.Nam
                 failed += 1
                 fail(about(name, result.error))
             elif result.score < options.min_score:
-                fail(f"{name}: not sure (the best reading has probability {result.score:.2f})")
+                fail(f"{name}: not sure (the best answer has probability {result.score:.2f})")
             if problem := writer.write(name, result):
                 failed += 1
                 fail(about(name, problem))
@@ -214,6 +207,16 @@ def _results(
     """Name and result of each input, in order."""
     from tqdm import tqdm
 
+    from ..decoding_abm import DecodingOptions
+
+    decoding = DecodingOptions(
+        num_beams=options.beams,
+        top_k=options.top_k,
+        max_length=options.max_length,
+        grammar=not options.no_grammar,
+        rescore=False if options.no_rescore else None,
+        rescoring_weight=options.rescoring_weight,
+    )
     chunk = _CHUNK_BATCHES * options.batch_size
     # A bar for work that takes a while, and only where somebody watches.
     hidden = len(inputs) <= options.batch_size or shard.index > 0 or not sys.stderr.isatty()
@@ -221,18 +224,7 @@ def _results(
         for start in range(0, len(inputs), chunk):
             names = inputs[start : start + chunk]
             images = [sys.stdin.buffer.read() if name == _STDIN else name for name in names]
-            results = recognizer(
-                images,
-                num_beams=options.beams,
-                top_k=options.top_k,
-                batch_size=options.batch_size,
-                max_length=options.max_length,
-                grammar=not options.no_grammar,
-                two_way=options.two_way,
-                two_way_weight=options.two_way_weight,
-                scales=options.scales,
-                errors="return",
-            )
+            results = recognizer(images, batch_size=options.batch_size, errors="return", options=decoding)
             for name, result in zip(names, results, strict=True):
                 yield str(name), result
                 bar.update()

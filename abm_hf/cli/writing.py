@@ -119,7 +119,7 @@ def _record(name: str, result: "Recognition", unsure: bool, mathml: bool) -> dic
         "latex": None if unsure else result.latex,
         **({"mathml": None if unsure else result.mathml} if mathml else {}),
         "score": round(result.score, 6),
-        "n_best": [{"latex": reading.latex, "score": round(reading.score, 6)} for reading in result.alternatives],
+        "n_best": [{"latex": found.latex, "score": round(found.score, 6)} for found in result.alternatives],
         "tokens": list(result.tokens),
         "token_scores": [round(score, 4) for score in result.token_scores],
         "width": width,

@@ -23,7 +23,7 @@ from .inputs import RefusedError, decode_base64, ink_from_inkml, ink_from_json, 
 from .service import BEAMS, Service, Settings, from_png
 
 if TYPE_CHECKING:
-    from ..inference.recognizer import Recognizer
+    from ..inference.base import BaseRecognizer
 
 #: Requests that wait at most; further ones are refused at once.
 QUEUE_SIZE = 64
@@ -39,11 +39,11 @@ class DemoError(RuntimeError):
     """The demo cannot start; the message is one line that says why and what to do."""
 
 
-def build_demo(recognizer: "Recognizer") -> gr.Blocks:
-    """The page and the API around a loaded recogniser.
+def build_demo(recognizer: "BaseRecognizer") -> gr.Blocks:
+    """The page and the API around a loaded recognizer.
 
     Args:
-        recognizer ([`abm_hf.Recognizer`]): Reads pictures and ink.
+        recognizer ([`abm_hf.Recognizer`] or [`abm_hf.ABMOnnxModel`]): Reads pictures and ink.
 
     Returns:
         [`gradio.Blocks`]; its look comes from the options of [`launch_options`].
@@ -60,7 +60,7 @@ def build_demo(recognizer: "Recognizer") -> gr.Blocks:
                         drop = component("drop")
                 gr.HTML("<h2 class='abm-label'>Or try one of these</h2>", js_on_load=None, apply_default_css=False)
                 examples = component("examples", example_buttons())
-                settings = _settings(two_way=len(service.directions) == 2)
+                settings = _settings(rescore=len(service.directions) == 2)
             with gr.Column(min_width=320, elem_classes="abm-right"):
                 formula = formula_view()
                 answer = component("answer", {})
@@ -70,7 +70,7 @@ def build_demo(recognizer: "Recognizer") -> gr.Blocks:
         gr.HTML(asset("foot.html"), js_on_load=None, apply_default_css=False, elem_classes="abm-foot")
         page = _Page(service)
         shown = [formula, answer, viewer]
-        explain: dict[str, Any] = {"fn": page.explain, "inputs": [viewer, *settings], "outputs": viewer, **_PRIVATE}
+        explain: dict[str, Any] = {"fn": page.explain, "inputs": viewer, "outputs": viewer, **_PRIVATE}
         for event in (pad.rest, pad.read):
             event(page.read_pad, [pad, *settings], shown, trigger_mode="always_last", **_PRIVATE).success(**explain)
         drop.picked(page.read_drop, [drop, *settings], [drop, pad, tabs, *shown], **_PRIVATE).success(**explain)
@@ -78,13 +78,13 @@ def build_demo(recognizer: "Recognizer") -> gr.Blocks:
         for setting in settings:
             again = setting.input(page.read_again, [viewer, *settings], shown, trigger_mode="always_last", **_PRIVATE)
             again.success(**explain)
-        viewer.gif(page.make_gif, [viewer, *settings], [saver, viewer], **_PRIVATE)
+        viewer.gif(page.make_gif, viewer, [saver, viewer], **_PRIVATE)
         _add_api(service)
     demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=2)
     return demo
 
 
-def _settings(two_way: bool) -> list[gr.Checkbox]:
+def _settings(rescore: bool) -> list[gr.Checkbox]:
     with gr.Accordion("Settings", open=False):
         return [
             gr.Checkbox(
@@ -94,10 +94,11 @@ def _settings(two_way: bool) -> list[gr.Checkbox]:
                 "each step: faster, less accurate.",
             ),
             gr.Checkbox(
-                False,
-                label="Two-way search",
-                info="The branch that reads from right to left judges the hypotheses too; needs beam search.",
-                visible=two_way,
+                True,
+                label="Rescoring",
+                info="The branch that writes from right to left rescores what beam search has found; off, the other "
+                "one decides alone: faster, less accurate.",
+                visible=rescore,
             ),
             gr.Checkbox(
                 True,
@@ -146,25 +147,23 @@ class _Page:
             return (gr.skip(), gr.skip(), gr.skip())
         return self._shown(lambda: from_png(image), settings)
 
-    def explain(self, seen: Any, *settings: Any) -> Any:
+    def explain(self, seen: Any) -> Any:
         """After each answer: the attention over what the model saw."""
         image = seen.get("image") if isinstance(seen, dict) else None
         if not image:
             return gr.skip()
         try:
-            return self.service.explain(image, Settings(*map(bool, settings)))
+            return self.service.explain(image, seen.get("tokens")) | {"tokens": seen.get("tokens")}
         except RefusedError as error:
             return {"image": image, "note": str(error)}
 
-    def make_gif(self, event: gr.EventData, seen: Any, *settings: Any) -> tuple[Any, Any]:
+    def make_gif(self, event: gr.EventData, seen: Any) -> tuple[Any, Any]:
         """The download button of a direction."""
         wanted = event._data if isinstance(event._data, dict) else {}
         direction = str(wanted.get("direction"))
         seen = seen if isinstance(seen, dict) else {}
         try:
-            data = self.service.gif(
-                seen.get("image"), direction, Settings(*map(bool, settings)), dark=bool(wanted.get("dark"))
-            )
+            data = self.service.gif(seen.get("image"), seen.get("tokens"), direction, dark=bool(wanted.get("dark")))
         except RefusedError as error:
             return gr.skip(), seen | {"note": str(error)}
         return {"data": data, "name": f"attention-{direction}.gif", "serial": _serial()}, gr.skip()
@@ -179,9 +178,9 @@ class _Page:
         except RefusedError as error:
             return _refused(error)
         except Exception:
-            _LOGGER.exception("a reading failed")
+            _LOGGER.exception("a request failed")
             return _refused(RefusedError("Something went wrong here, not with your input. Please try again."))
-        seen = {"image": result.pop("seen")}
+        seen = {"image": result.pop("seen"), "tokens": result["tokens"]}
         return formula_markdown(result["latex"], result["mathml"] is not None), result | {"serial": _serial()}, seen
 
 
@@ -200,35 +199,33 @@ def _strokes(ink: Any) -> str:
 
 
 def _add_api(service: Service) -> None:
-    def recognize_picture(
-        image: str, beam: bool = True, two_way: bool = False, grammar: bool = True
-    ) -> dict[str, Any]:
+    def recognize_picture(image: str, beam: bool = True, rescore: bool = True, grammar: bool = True) -> dict[str, Any]:
         """Read the formula in a picture.
 
         Parameters:
             image: the picture file (PNG, JPEG, WebP, GIF, BMP or TIFF) in base64, with or without "data:…;base64,".
             beam: follow ten hypotheses instead of one.
-            two_way: let the right-to-left branch judge the hypotheses too.
+            rescore: let the right-to-left branch rescore the hypotheses; without effect unless beam is on.
             grammar: only well-formed LaTeX.
         Returns:
-            latex, mathml, score, unsure, complete, milliseconds, tokens, token_scores and readings.
+            latex, mathml, score, unsure, complete, milliseconds, tokens, token_scores and hypotheses.
         """
-        return _answer(service, lambda: read_file(decode_base64(image)), Settings(beam, two_way, grammar))
+        return _answer(service, lambda: read_file(decode_base64(image)), Settings(beam, rescore, grammar))
 
     def recognize_ink(
-        ink: list[list[list[float]]] | str, beam: bool = True, two_way: bool = False, grammar: bool = True
+        ink: list[list[list[float]]] | str, beam: bool = True, rescore: bool = True, grammar: bool = True
     ) -> dict[str, Any]:
         """Read the formula that a pen wrote.
 
         Parameters:
             ink: strokes, each a list of points [x, y] or [x, y, milliseconds], y down; or the text of an InkML file.
             beam: follow ten hypotheses instead of one.
-            two_way: let the right-to-left branch judge the hypotheses too.
+            rescore: let the right-to-left branch rescore the hypotheses; without effect unless beam is on.
             grammar: only well-formed LaTeX.
         Returns:
             As for /recognize_picture.
         """
-        return _answer(service, lambda: _ink_from(ink), Settings(beam, two_way, grammar))
+        return _answer(service, lambda: _ink_from(ink), Settings(beam, rescore, grammar))
 
     for function in (recognize_picture, recognize_ink):
         gr.api(function, api_name=function.__name__, **_MODEL_EVENT)
@@ -273,16 +270,16 @@ def launch_options() -> dict[str, Any]:
     }
 
 
-def load_recognizer(model: str | Path | None = None, device: str | None = None) -> "Recognizer":
-    """The recogniser of the demo.
+def load_recognizer(model: str | Path | None = None, device: str | None = None) -> "BaseRecognizer":
+    """The recognizer of the demo.
 
     Raises:
         DemoError: There is no such checkpoint, or it cannot be loaded.
     """
-    from ..inference.recognizer import Recognizer
+    from ..inference import loading
 
     try:
-        return Recognizer(model, device)
+        return loading.load_recognizer(model, device)
     except Exception as error:  # loading goes through three libraries, each with errors of its own
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise DemoError(f"cannot load the model {model or '(packaged)'}: {lines[0]}") from error

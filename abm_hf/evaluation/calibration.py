@@ -1,10 +1,10 @@
-"""Tunes what decoding leaves open, on validation data: `scripts/calibrate.py --data … --split … --output-dir …`.
+"""Fits what decoding leaves open, on validation data: `scripts/calibrate.py --data … --split … --output-dir …`.
 
-One pass collects the n-best lists of both branches, each hypothesis scored by both; the rest is arithmetic on these:
-the weight of the right-to-left branch in two-way search, and for search from left to right, from right to left and in
-both ways the temperature that makes `score` the probability that an answer is right. The generation config keeps them
-as `two_way_weight`, `score_temperature`, `r2l_score_temperature` and `two_way_score_temperature`, and they travel with
-the checkpoint.
+One pass collects the n-best lists of both branches, the left-to-right one scored by both; the rest is arithmetic on
+these: the weight of the right-to-left branch in rescoring, and for search from left to right, from right to left
+and rescored the temperature that makes `score` the probability that an answer is right. The generation config keeps
+them as `rescoring_weight`, `score_temperature`, `r2l_score_temperature` and `rescored_score_temperature`, and they
+travel with the checkpoint.
 """
 
 import json
@@ -18,17 +18,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..generation_abm import n_best, score_sequences
-from ..modeling_abm import ABMEncoderOutput, ABMForConditionalGeneration
+from ..decoding_abm import DecodingOptions, formula, score, search
+from ..inference.base import BaseRecognizer
+from ..inference.loading import Engine
 from ..pretrained import checkpoint_path
-from ..readings_abm import check_scales
-from ..resizing_abm import resized
-from ..tokenization_abm import ABMTokenizer
 from ..training.arguments import ArgumentError, DataArguments, check_minimum
 from ..training.items import load_split
 from ..training.state import write_json
 from .expression_rate import expression_rate
-from .predictions import claim_folder, load_checkpoint, read_items, weights_fingerprint
+from .predictions import claim_folder, load_for_evaluation, read_items
 from .reliability import draw_reliability, expected_calibration_error
 
 _WEIGHTS = np.linspace(0, 1, 21)
@@ -47,12 +45,11 @@ class CalibrationArguments:
     model: str | None = field(
         default=None, metadata={"help": "Directory or Hub id; default: the packaged checkpoint."}
     )
+    engine: Engine = field(
+        default="auto", metadata={"help": "onnx, torch, or auto: what recognition takes on this device."}
+    )
     beams: int = field(default=10, metadata={"help": "Hypotheses followed at a time."})
     max_length: int = field(default=200, metadata={"help": "Most tokens of an answer."})
-    scales: list[float] = field(
-        default_factory=lambda: [1.0],
-        metadata={"help": "Sizes at which pictures are read from now on, as factors: to search at, and to judge at."},
-    )
     batch_images: int = field(default=16, metadata={"help": "Most pictures in a batch."})
     batch_pixels: int = field(default=2_000_000, metadata={"help": "Most padded pixels in a batch."})
     max_items: int | None = field(default=None, metadata={"help": "Read this many items only."})
@@ -62,14 +59,10 @@ class CalibrationArguments:
     def __post_init__(self) -> None:
         check_minimum(self, 1, "beams", "batch_images", "batch_pixels", "max_items")
         check_minimum(self, 3, "max_length")
-        try:
-            check_scales(self.scales)
-        except ValueError as error:
-            raise ArgumentError(str(error)) from error
 
 
 def calibrate_checkpoint(arguments: CalibrationArguments) -> dict[str, Any]:
-    """Reads a split with both branches, and tunes weight and temperatures on it.
+    """Searches a split with both branches, and fits weight and temperatures on it.
 
     Returns:
         What `calibration.json` holds: `generation_config`, the values that the checkpoint keeps; `expression_rates`
@@ -88,69 +81,61 @@ def calibrate_checkpoint(arguments: CalibrationArguments) -> dict[str, Any]:
     items = load_split(arguments.data, arguments.split, DataArguments(data=arguments.data))
     if arguments.max_items is not None:
         items = items.subset(range(min(arguments.max_items, len(items))))
-    model, processor = load_checkpoint(path, accelerator.device)
-    if missing := {"l2r", "r2l"} - set(model.config.directions):
+    recognizer = load_for_evaluation(path, accelerator.device, arguments.engine)
+    if missing := {"l2r", "r2l"} - set(recognizer.engine.directions):
         raise ArgumentError(f"{path} has no branch {' and '.join(missing)}: only models with both are calibrated")
-    described = {**asdict(arguments), "model": path, "weights": weights_fingerprint(model)}
+    described = {**asdict(arguments), "model": path, "weights": recognizer.fingerprint()}
     described["items"] = items.fingerprint()
     folder = claim_folder(arguments.output_dir, described, accelerator)
-    read = partial(_candidates, model.fuse(), processor.tokenizer, arguments)
+    read = partial(_candidates, recognizer, arguments)
     rows = read_items(items, read, folder, accelerator, arguments.batch_images, arguments.batch_pixels)
     result, curves = calibrate_rows(rows)
     result |= {"split": arguments.split, "beams": arguments.beams}
-    result["generation_config"]["reading_scales"] = list(arguments.scales)
     if accelerator.is_main_process:
         _write(result, curves, folder, Path(path) if arguments.store else None)
     accelerator.wait_for_everyone()
     return result
 
 
-@torch.inference_mode()
 def _candidates(
-    model: ABMForConditionalGeneration,
-    tokenizer: ABMTokenizer,
-    arguments: CalibrationArguments,
-    pixel_values: Tensor,
-    pixel_mask: Tensor,
+    recognizer: BaseRecognizer, arguments: CalibrationArguments, pixel_values: Tensor, pixel_mask: Tensor
 ) -> list[dict[str, Any]]:
-    """For each picture the hypotheses of each branch, in its order: tokens and log-probabilities of both branches."""
-    inputs = pixel_values.to(model.device), pixel_mask.to(model.device)
-    views = [model.encoder(*resized(*inputs, scale)) for scale in arguments.scales]
+    """For each image the candidates of each branch, in its order, with its own log-probability.
+
+    Those from left to right have that of the other branch, too.
+    """
+    engine = recognizer.engine
+    encoded = engine.encode(pixel_values.numpy(), pixel_mask.numpy())
     kept: list[dict[str, Any]] = [{} for _ in range(len(pixel_values))]
     for direction in ("l2r", "r2l"):
-        formulas, totals = n_best(model, views[0], direction, tokenizer, arguments.beams, 1.0, arguments.max_length)
-        judged = [_judged(model, view, formulas) for view in views[1:]]
-        totals = torch.stack([totals, *judged]).mean(dim=0)
-        for row, ids, both in zip(kept, formulas.tolist(), totals.tolist(), strict=True):
-            row[direction] = [
-                [" ".join(tokenizer.convert_ids_to_tokens(written[: written.index(tokenizer.eos_token_id)])), *scores]
-                for written, scores in zip(ids, both, strict=True)
-                if min(scores) > float("-inf")
+        options = DecodingOptions(
+            num_beams=arguments.beams, max_length=arguments.max_length, direction=direction, rescore=False
+        ).resolve(engine.settings, engine.directions)
+        found = search(engine, encoded, options)
+        formulas = [[formula(engine.tokenizer, candidate, direction) for candidate in row] for row in found]
+        others = score(engine, encoded, formulas, "r2l") if direction == "l2r" else None
+        for index, (row, texts) in enumerate(zip(found, formulas, strict=True)):
+            kept[index][direction] = [
+                [
+                    " ".join(engine.tokenizer.convert_ids_to_tokens(list(ids))),
+                    sum(candidate.log_probs),
+                    *([sum(others[index][place])] if others is not None else []),
+                ]
+                for place, (candidate, ids) in enumerate(zip(row, texts, strict=True))
             ]
     return kept
-
-
-def _judged(model: ABMForConditionalGeneration, view: ABMEncoderOutput, formulas: Tensor) -> Tensor:
-    """What both branches give formulas (B, K, T), as log-probabilities (B, K, 2)."""
-    return torch.stack(
-        [
-            score_sequences(model, view, formulas.flatten(0, 1), direction=direction).sum(dim=1)
-            for direction in ("l2r", "r2l")
-        ],
-        dim=-1,
-    ).unflatten(0, formulas.shape[:2])
 
 
 def calibrate_rows(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, tuple[np.ndarray, np.ndarray]]]:
     """Weight and temperatures from n-best lists.
 
     Args:
-        rows: with `reference`, a token string, and under `l2r` and `r2l` lists of token string, left-to-right and
-            right-to-left log-probability.
+        rows: with `reference`, a token string, under `l2r` a list of token string, left-to-right and right-to-left
+            log-probability, and under `r2l` one of token string and right-to-left log-probability.
 
     Returns:
-        The result, see `calibrate_checkpoint`, and by `"one_way"`, `"one_way_r2l"` and `"two_way"` log-probabilities
-        and truth values.
+        The result, see `calibrate_checkpoint`, and by `"l2r"`, `"r2l"` and `"rescored"` log-probabilities and truth
+        values.
     """
     by_weight = [_exprate(rows, _best(rows, float(weight))) for weight in _WEIGHTS]
     # The middle of a plateau rather than a lucky peak: each weight counts with its neighbours.
@@ -158,18 +143,18 @@ def calibrate_rows(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str
     plateau = np.flatnonzero(smooth > smooth.max() - 1e-9)
     weight = float(_WEIGHTS[plateau[len(plateau) // 2]])
     chosen = {
-        "one_way": _best(rows, 0.0, ("l2r",)),
-        "one_way_r2l": _best(rows, 1.0, ("r2l",)),
-        "two_way": _best(rows, weight),
+        "l2r": _best(rows, 0.0),
+        "r2l": _best(rows, 0.0, "r2l"),
+        "rescored": _best(rows, weight),
     }
     curves = {name: (np.array([scored for _, scored in best]), _right(rows, best)) for name, best in chosen.items()}
     temperatures = {name: fit_temperature(*curve) for name, curve in curves.items()}
     result = {
         "generation_config": {
-            "two_way_weight": round(weight, 2),
-            "score_temperature": round(temperatures["one_way"], 3),
-            "r2l_score_temperature": round(temperatures["one_way_r2l"], 3),
-            "two_way_score_temperature": round(temperatures["two_way"], 3),
+            "rescoring_weight": round(weight, 2),
+            "score_temperature": round(temperatures["l2r"], 3),
+            "r2l_score_temperature": round(temperatures["r2l"], 3),
+            "rescored_score_temperature": round(temperatures["rescored"], 3),
         },
         "expression_rates": {
             name: expression_rate(
@@ -194,7 +179,7 @@ def fit_temperature(log_probabilities: np.ndarray, right: np.ndarray) -> float:
     """The temperature under which `exp(log_probability / temperature)` makes what was right most likely.
 
     Args:
-        log_probabilities (`np.ndarray` of shape `(n,)`): of the best readings, at most 0.
+        log_probabilities (`np.ndarray` of shape `(n,)`): of the best hypotheses, at most 0.
         right (`np.ndarray` of shape `(n,)`): whether they are.
 
     Returns:
@@ -219,19 +204,16 @@ def _cross_validated(log_probabilities: np.ndarray, right: np.ndarray) -> np.nda
     return scores
 
 
-def _best(
-    rows: list[dict[str, Any]], weight: float, sources: tuple[str, ...] = ("l2r", "r2l")
-) -> list[tuple[str, float]]:
-    """Of each picture the hypothesis with the best mean over its tokens, and its whole log-probability."""
+def _best(rows: list[dict[str, Any]], weight: float, source: str = "l2r") -> list[tuple[str, float]]:
+    """Of each image the candidate with the best mean over its tokens, and its whole log-probability."""
     best = []
     for row in rows:
         ranked = [
             (joint / (len(text.split()) + 1), text, joint)
-            for source in sources
-            for text, l2r, r2l in row[source]
-            for joint in [(1 - weight) * l2r + weight * r2l]
+            for text, own, *other in row[source]
+            for joint in [(1 - weight) * own + weight * other[0] if weight else own]
         ]
-        _, text, joint = max(ranked, default=(0.0, "", -1e9))
+        _, text, joint = max(ranked, key=lambda entry: entry[0], default=(0.0, "", -1e9))
         best.append((text, joint))
     return best
 
@@ -248,7 +230,7 @@ def _write(
     result: dict[str, Any], curves: dict[str, tuple[np.ndarray, np.ndarray]], folder: Path, checkpoint: Path | None
 ) -> None:
     targets = [folder] if checkpoint is None else [folder, checkpoint]
-    log_probabilities, right = curves["one_way"]
+    log_probabilities, right = curves["rescored"]
     scores = {
         "model's own probability": (np.exp(log_probabilities), right),
         "score": (_cross_validated(log_probabilities, right), right),

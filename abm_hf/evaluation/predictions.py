@@ -1,21 +1,20 @@
 """Reading a split with several processes, each into a file of its own; what was stopped goes on."""
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.collator import ABMCollator
-from ..modeling_abm import ABMForConditionalGeneration
+from ..inference.base import BaseRecognizer
+from ..inference.loading import Engine, load_recognizer
 from ..pretrained import CheckpointError
-from ..processing_abm import ABMProcessor
 from ..training.arguments import ArgumentError
 from ..training.evaluation import evaluation_batches
 from ..training.items import Items
@@ -25,31 +24,21 @@ from ..training.state import write_json
 _UNIMPORTANT = frozenset({"output_dir", "cpu", "batch_images", "batch_pixels", "gallery", "store"})
 
 
-def load_checkpoint(path: str, device: torch.device) -> tuple[ABMForConditionalGeneration, ABMProcessor]:
-    """The model in float32, ready to read, and its processor.
-
-    Args:
-        path: a directory or Hub id.
-        device: where the model goes.
+def load_for_evaluation(path: str, device: torch.device, engine: Engine) -> BaseRecognizer:
+    """The recognizer of a checkpoint.
 
     Raises:
-        CheckpointError: if it cannot be loaded.
+        ArgumentError: for an unknown engine.
+        CheckpointError: if there is no such checkpoint, or it cannot be loaded.
     """
+    if engine not in get_args(Engine):
+        raise ArgumentError(f"engine must be one of {', '.join(get_args(Engine))}, not {engine!r}")
     try:
-        processor = ABMProcessor.from_pretrained(path)
-        model = ABMForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
+        return load_recognizer(path, device, engine)
     except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(f"cannot load {path}: {str(error).strip().splitlines()[0]}") from error
-    return model.to(device).eval(), processor
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """Hash of all weights: a checkpoint that goes on training keeps its name."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().numpy(force=True).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def claim_folder(output_dir: str, options: Mapping[str, Any], accelerator: Accelerator) -> Path:

@@ -134,9 +134,7 @@ def holds_research_data(result: Mapping[str, Any], gallery: int) -> bool:
 
 def _head(result: Mapping[str, Any]) -> str:
     search = "greedy" if result["beams"] == 1 else f"beam {result['beams']}"
-    search += ", both directions" if result["two_way"] else ""
-    scales = [f"{scale:g}" for scale in result["scales"]]
-    search += f", at {' and '.join(scales)} of the size" if scales != ["1"] else ""
+    search += ", rescored by the right-to-left branch" if result["rescored"] else ""
     search += ", well-formed LaTeX only" if result["grammar"] else ""
     measured = f"{result['evaluator']}, label convention {result['convention']}"
     return (

@@ -163,10 +163,9 @@ def _evaluations(result: dict[str, Any]) -> list[EvalResult]:
 
 def _decoding(result: dict[str, Any]) -> str:
     search = "greedy" if result["beams"] == 1 else f"beam {result['beams']}"
-    direction = "two-way" if result.get("two_way") else result.get("direction", "l2r").upper()
-    scales = result.get("scales") or [1.0]
-    sizes = "" if scales == [1.0] else f", at {' and '.join(f'{scale:g}' for scale in scales)} of the size"
-    return f"{direction}, {search}{sizes}" + ("" if result["grammar"] else ", no grammar")
+    rescored = ", rescored by R2L" if result.get("rescored") else ""
+    grammar = "" if result["grammar"] else ", no grammar"
+    return f"{result.get('direction', 'l2r').upper()}, {search}{rescored}{grammar}"
 
 
 def _table(results: Sequence[dict[str, Any]]) -> str:

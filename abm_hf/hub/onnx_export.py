@@ -25,10 +25,10 @@ import onnx
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..fusion_abm import fold_batch_norms
 from ..inference.onnx_files import ENCODER_FILE, ONNX_FOLDER, step_file, write_export_file
-from ..modeling_abm import ABMDecoderBranch, ABMForConditionalGeneration
+from ..modeling_abm import ABMDecoderBranch, ABMForConditionalGeneration, update_gru
 from ..pretrained import CheckpointError, checkpoint_path
 from ..processing_abm import ABMProcessor
 from .quantization import quantize_encoder, store_in_half
@@ -111,8 +111,7 @@ class ExportableEncoder(nn.Module):
     def __init__(self, network: ABMForConditionalGeneration):
         super().__init__()
         self.encoder = copy.deepcopy(network.encoder)
-        self.encoder.by_size = False  # how pictures are grouped depends on their content, which a graph cannot
-        fold_batch_norms(self.encoder)
+        _fold_batch_norms(self.encoder)
         self.branches = network.branches
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[Tensor, ...]:
@@ -123,7 +122,7 @@ class ExportableEncoder(nn.Module):
         outputs = [values, mask]
         for branch in self.branches.values():
             assert isinstance(branch, ABMDecoderBranch)
-            keys = branch.attention.prepare(values, mask).keys
+            keys = branch.attention.fused_keys(values)
             outputs += [keys.transpose(1, 2).contiguous(), branch.initial_state(mean).tanh()]
         return tuple(outputs)
 
@@ -154,25 +153,27 @@ class ExportableStep(nn.Module):
     def forward(
         self, tokens: Tensor, hidden: Tensor, coverage: Tensor, keys: Tensor, values: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        between = _gru(self.token_gates(tokens), self.token_recurrent(hidden), hidden)  # (B, K, S)
+        between = update_gru(self.token_gates(tokens), self.token_recurrent(hidden), hidden)  # (B, K, S)
         around = F.conv2d(coverage.flatten(0, 1)[:, None], self.kernel, padding=self.margin)  # (B · K, D, h, w)
         around = around.flatten(2).unflatten(0, coverage.shape[:2])  # (B, K, D, L)
         activation = (around + keys[:, None] + self.query(between)[..., None]).tanh()
         energies = (self.energy.weight @ activation).squeeze(2)  # (B, K, L)
         attention = energies.masked_fill(~mask.flatten(1)[:, None], float("-inf")).softmax(-1)
         context = attention @ values  # (B, K, C)
-        new = _gru(self.context_input(context), self.context_recurrent(between), between)
+        new = update_gru(self.context_input(context), self.context_recurrent(between), between)
         mixed = self.output_context(context) + self.output_hidden(new) + self.token_output(tokens)
         maxout = mixed.unflatten(-1, (-1, 2)).amax(-1)  # (B, K, E / 2)
         log_probs = self.classifier(maxout).log_softmax(-1)
         return log_probs, new, coverage + attention.view_as(coverage)
 
 
-def _gru(projected: Tensor, recurrent: Tensor, hidden: Tensor) -> Tensor:
-    size = hidden.shape[-1]
-    reset, update = (projected[..., : 2 * size] + recurrent[..., : 2 * size]).sigmoid().chunk(2, dim=-1)
-    candidate = (projected[..., 2 * size :] + reset * recurrent[..., 2 * size :]).tanh()
-    return candidate + update * (hidden - candidate)
+def _fold_batch_norms(encoder: nn.Module) -> None:
+    """Makes each batch norm a part of the convolution before it."""
+    for module in encoder.modules():
+        for conv, norm in (("conv", "norm"), ("conv1", "norm1"), ("conv2", "norm2")):
+            if isinstance(getattr(module, norm, None), nn.BatchNorm2d):
+                setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
+                setattr(module, norm, nn.Identity())
 
 
 def _export_encoder(network: ABMForConditionalGeneration) -> Any:
@@ -199,7 +200,7 @@ def _export_step(network: ABMForConditionalGeneration, direction: str) -> Any:
     batch, beams, rows, columns = (torch.export.Dim(name, max=_LARGEST) for name in ("B", "K", "h", "w"))
     positions = torch.export.Dim("L", max=_LARGEST)
     return _export(
-        ExportableStep(network._branch(direction)),
+        ExportableStep(network.branch(direction)),
         {
             "tokens": torch.zeros(2, 3, dtype=torch.long),
             "hidden": torch.rand(2, 3, config.hidden_size),

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from ..inference.base import pad_pictures
+from ..inference.base import pad_images
 from ..ink.rendering import render_ink
 from ..synthetic.expressions import synthetic_ink
 
@@ -81,7 +81,7 @@ class _DrawnExpressions(CalibrationDataReader):
     @staticmethod
     def _draw(multiple: tuple[int, int]) -> Iterator[dict[str, np.ndarray]]:
         for seed in range(_CALIBRATION_EXPRESSIONS):
-            values, mask = pad_pictures([render_ink(synthetic_ink(seed, max_tokens=30))], multiple)
+            values, mask = pad_images([render_ink(synthetic_ink(seed, max_tokens=30))], multiple)
             yield {"pixel_values": values, "pixel_mask": mask}
 
 

@@ -1,23 +1,21 @@
 """What recognizers have in common, whatever runs the network: inputs, batches, results. Without torch."""
 
-import math
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 from PIL import Image
 
+from ..decoding_abm import DecodingOptions, Engine, Hypothesis, decode, ends
 from ..image_loading_abm import ImageInputError
 from ..ink.inkml import looks_like_inkml, read_inkml
 from ..ink.rendering import render_ink
 from ..ink.strokes import Ink, InkError
-from ..readings_abm import Reading
 from .typesetting import render_latex, to_mathml
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -26,12 +24,12 @@ INK_SUFFIXES = frozenset({".inkml"})
 
 @dataclass(frozen=True)
 class Recognition:
-    """What was read in one picture.
+    """What was recognized in one image.
 
     Args:
-        latex: the most probable LaTeX, compact; `None` where the picture could not be read.
+        latex: the most probable LaTeX, compact; `None` where the image could not be read.
         score: how probable it is that this is right, 0 to 1.
-        alternatives: all readings, the most probable first (as many as `top_k` asked for).
+        alternatives: all hypotheses, the most probable first (as many as `top_k` asked for).
         image: what the model saw, `uint8` (H, W), ink bright on dark.
         milliseconds: the picture's share of the time that its batch took, reading and normalising included.
         error: why there is no answer, in one line.
@@ -39,7 +37,7 @@ class Recognition:
 
     latex: str | None
     score: float
-    alternatives: tuple[Reading, ...] = field(default=(), repr=False)
+    alternatives: tuple[Hypothesis, ...] = field(default=(), repr=False)
     image: np.ndarray | None = field(default=None, repr=False)
     milliseconds: float = 0.0
     error: str | None = None
@@ -73,104 +71,148 @@ class Recognition:
         return render_latex(self.latex, font_size=font_size, dpi=dpi, color=color)
 
 
+@dataclass(frozen=True)
+class Explanation:
+    """What a branch looked at, step by step, if it writes a given formula.
+
+    Args:
+        tokens: the T tokens in the order in which the branch writes them.
+        token_scores: their probabilities.
+        attention: `float32` (T, h, w), each map summing to 1; a position covers `stride` × `stride` pixels.
+        image: what the model saw, `uint8` (H, W).
+        stride: pixels for each feature position.
+    """
+
+    tokens: tuple[str, ...]
+    token_scores: tuple[float, ...]
+    attention: np.ndarray = field(repr=False)
+    image: np.ndarray = field(repr=False)
+    stride: int
+
+
 class BaseRecognizer(ABC):
-    """Reads pictures or ink in batches of like size; how a batch is read is the subclass's."""
+    """Recognizes images or ink in batches of like size. What prepares images and runs the network is the subclass's.
+
+    Args:
+        engine: runs the network.
+        feature_stride: pixels for each feature position.
+        pad_to_multiple_of: height and width (px) of a batch are multiples of these.
+    """
+
+    engine: Engine
+    feature_stride: int
+    pad_to_multiple_of: tuple[int, int]
 
     @abstractmethod
     def normalize(self, image: Any) -> np.ndarray:
-        """One picture to what the model sees of it: `uint8` (H, W), ink bright on dark.
+        """One image to what the model sees of it: `uint8` (H, W), ink bright on dark.
 
         Raises:
             ImageInputError: if it cannot be read.
-        """
-
-    @abstractmethod
-    def read(self, pictures: Sequence[np.ndarray], **options: Any) -> list[list[Reading]]:
-        """The readings of each of some prepared pictures, the most probable first.
-
-        Args:
-            pictures: as `prepare` returns them.
-            options: `num_beams`, `top_k`, `max_length`, `grammar`, `two_way` and, where they are given,
-                `two_way_weight` and `scales`; see `__call__`.
         """
 
     def __call__(
         self,
         images: Any,
         *,
-        num_beams: int = 10,
-        top_k: int = 1,
         batch_size: int = 16,
-        max_length: int = 200,
-        grammar: bool = True,
-        two_way: bool = False,
-        two_way_weight: float | None = None,
-        scales: Sequence[float] | None = None,
         errors: Literal["raise", "return"] = "raise",
+        options: DecodingOptions | None = None,
+        **decoding: Any,
     ) -> list[Recognition]:
-        """Reads pictures or ink.
+        """Recognizes images or ink.
 
         Args:
             images: one or a list of paths (pictures or `.inkml`), bytes or open binary files of such, PIL images,
-                arrays, tensors or [`Ink`]; or an array or tensor of four axes, a picture for each entry of the first.
-            num_beams: hypotheses followed at a time; 1 is greedy: faster, less accurate.
-            top_k: readings returned for each picture.
-            batch_size: pictures decoded together; they are sorted by size for this.
-            max_length: most tokens of an answer, start and end included.
-            grammar: whether only well-formed LaTeX can be written.
-            two_way: whether both branches propose and judge: more accurate, about three and a half times the work.
-            two_way_weight: say of the right-to-left branch in that, 0 to 1; what was tuned for the checkpoint if
-                `None`.
-            scales: sizes at which each picture is read, as factors: formulas are searched at the first one, and judged
-                at all. What was chosen for the checkpoint if `None`.
-            errors: `"raise"` at the first picture that cannot be read, or `"return"` a [`Recognition`] with `error`.
+                arrays, tensors or [`Ink`]; or an array or tensor of four axes, an image for each entry of the first.
+            batch_size: images decoded together; they are sorted by size for this.
+            errors: `"raise"` at the first image that cannot be read, or `"return"` a [`Recognition`] with `error`.
+            options: how formulas are searched.
+            decoding: instead of `options`, its fields: `num_beams`, `top_k`, `max_length`, `grammar`, `rescore`,
+                `rescoring_weight`, `length_penalty`, `max_time`, see [`DecodingOptions`].
 
         Returns:
-            One result for each picture, in order.
+            One result for each image, in order.
 
         Raises:
-            ImageInputError, InkError: for a picture or ink that cannot be read, with `errors="raise"`.
+            ImageInputError, InkError: for an image or ink that cannot be read, with `errors="raise"`.
             ValueError: for options that contradict each other or the model.
         """
-        if min(num_beams, top_k, batch_size) < 1:
-            raise ValueError(
-                f"num_beams, top_k and batch_size must be at least 1, they are {num_beams}, {top_k} and {batch_size}"
-            )
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         if errors not in ("raise", "return"):
             raise ValueError(f"errors must be 'raise' or 'return', not {errors!r}")
+        options = options_from(options, decoding).resolve(self.engine.settings, self.engine.directions)
         results: dict[int, Recognition] = {}
-        pictures: dict[int, np.ndarray] = {}
+        prepared: dict[int, np.ndarray] = {}
         loading: dict[int, float] = {}
         for index, image in enumerate(as_list(images)):
             began = time.perf_counter()
             try:
-                pictures[index] = self.prepare(image)
+                prepared[index] = self.prepare(image)
             except (ImageInputError, InkError) as error:
                 if errors == "raise":
                     raise
                 results[index] = Recognition(None, 0.0, error=str(error))
             loading[index] = time.perf_counter() - began
-        tuned = {"two_way_weight": two_way_weight, "scales": scales}
-        given = {name: value for name, value in tuned.items() if value is not None}
-        # Pictures of like size together: padding costs as much as ink.
-        order = sorted(pictures, key=lambda index: pictures[index].shape[::-1])
+        # Images of like size together: padding costs as much as ink.
+        order = sorted(prepared, key=lambda index: prepared[index].shape[::-1])
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             began = time.perf_counter()
-            readings = self.read(
-                [pictures[index] for index in batch],
-                num_beams=num_beams,
-                top_k=top_k,
-                max_length=max_length,
-                grammar=grammar,
-                two_way=two_way,
-                **given,
-            )
+            found = self.decode([prepared[index] for index in batch], options)
             share = (time.perf_counter() - began) / len(batch)
-            for index, candidates in zip(batch, readings, strict=True):
+            for index, hypotheses in zip(batch, found, strict=True):
                 milliseconds = 1000 * (share + loading[index])
-                results[index] = _recognition(candidates, pictures[index], milliseconds)
+                results[index] = _recognition(hypotheses, prepared[index], milliseconds)
         return [results[index] for index in sorted(results)]
+
+    def decode(self, images: Sequence[np.ndarray], options: DecodingOptions | None = None) -> list[list[Hypothesis]]:
+        """The hypotheses about each of some images as `prepare` returns them, the most probable first."""
+        return decode(self.engine, self.engine.encode(*pad_images(images, self.pad_to_multiple_of)), options)
+
+    def explain(self, image: Any, direction: str = "l2r", latex_tokens: Sequence[str] | None = None) -> Explanation:
+        """What one branch looks at while it writes the answer.
+
+        Args:
+            image: as for `__call__`.
+            direction: `"l2r"` or `"r2l"`; the tokens come in the order of writing.
+            latex_tokens: the formula, from left to right; by default the answer of `__call__`.
+
+        Raises:
+            ImageInputError, InkError: if the image cannot be read.
+            ValueError: if the model has no such branch, or a token is not in its vocabulary.
+        """
+        DecodingOptions(direction=direction).resolve(self.engine.settings, self.engine.directions)
+        prepared = self.prepare(image)
+        encoded = self.engine.encode(*pad_images([prepared], self.pad_to_multiple_of))
+        if latex_tokens is None:
+            hypotheses = decode(self.engine, encoded)[0]
+            latex_tokens = hypotheses[0].tokens if hypotheses else ()
+        tokens = list(latex_tokens if direction == "l2r" else latex_tokens[::-1])
+        ids = self.engine.tokenizer.convert_tokens_to_ids(tokens)
+        missing = (None, self.engine.tokenizer.unk_token_id)
+        if unknown := [token for token, index in zip(tokens, ids, strict=True) if index in missing]:
+            raise ValueError(f"tokens that are not in the vocabulary: {' '.join(map(str, unknown))}")
+        rows, columns = (-(-side // self.feature_stride) for side in prepared.shape)
+        state, read = self.engine.start(encoded, direction), ends(self.engine.tokenizer, direction)[0]
+        before, scores, maps = state.coverage, [], []
+        for index in ids:
+            log_probs = state.step(np.array([[read]]))
+            after = state.coverage
+            scores.append(float(np.exp(log_probs[0, 0, index])))
+            maps.append((after - before)[0, 0, :rows, :columns])  # what a step adds to the coverage is its attention
+            before, read = after, index
+        attention = np.stack(maps) if maps else np.zeros((0, rows, columns), np.float32)
+        return Explanation(tuple(tokens), tuple(scores), attention, prepared, self.feature_stride)
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash of the weights: a checkpoint that goes on training keeps its name."""
+
+    @abstractmethod
+    def limit_megapixels(self, limit: float) -> None:
+        """Refuse images of more megapixels, whatever the processor's own limit is."""
 
     def prepare(self, image: Any) -> np.ndarray:
         """What the model will see of one picture or ink: `uint8` (H, W), ink bright on dark.
@@ -189,36 +231,43 @@ class BaseRecognizer(ABC):
         return self.normalize(image)
 
 
-def pad_pictures(pictures: Sequence[np.ndarray], multiples: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Prepared pictures as one batch, padded below and to the right.
+def options_from(options: DecodingOptions | None, decoding: Mapping[str, Any]) -> DecodingOptions:
+    """The options, or those made of keyword arguments.
+
+    Raises:
+        TypeError: for an unknown option, or if both are given.
+        ValueError: see [`DecodingOptions`].
+    """
+    if options is None:
+        known = [entry.name for entry in fields(DecodingOptions)]
+        if unknown := sorted(set(decoding) - set(known)):
+            raise TypeError(f"unknown options {', '.join(unknown)}: there are {', '.join(known)}")
+        return DecodingOptions(**decoding)
+    if decoding:
+        raise TypeError(f"pass options, or {', '.join(sorted(decoding))} on their own, not both")
+    return options
+
+
+def pad_images(images: Sequence[np.ndarray], multiples: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Prepared images as one batch, padded below and to the right.
 
     Args:
-        pictures: `uint8`, or `float32` of 0 to 255, (H, W) each.
+        images: `uint8` (H, W) each.
         multiples: height and width (px) of the batch are multiples of these, so that sizes recur.
 
     Returns:
-        `float32` values (B, 1, H, W) in [0, 1], and a `bool` mask (B, H, W), `True` for pixels of a picture.
+        `float32` values (B, 1, H, W) in [0, 1], and a `bool` mask (B, H, W), `True` for pixels of an image.
     """
     height, width = (
-        -(-max(picture.shape[axis] for picture in pictures) // multiples[axis]) * multiples[axis] for axis in (0, 1)
+        -(-max(image.shape[axis] for image in images) // multiples[axis]) * multiples[axis] for axis in (0, 1)
     )
-    values = np.zeros((len(pictures), 1, height, width), np.float32)
-    mask = np.zeros((len(pictures), height, width), bool)
-    for index, picture in enumerate(pictures):
-        rows, columns = picture.shape
-        values[index, 0, :rows, :columns] = picture / np.float32(255)
+    values = np.zeros((len(images), 1, height, width), np.float32)
+    mask = np.zeros((len(images), height, width), bool)
+    for index, image in enumerate(images):
+        rows, columns = image.shape
+        values[index, 0, :rows, :columns] = image / np.float32(255)
         mask[index, :rows, :columns] = True
     return values, mask
-
-
-def resize_picture(picture: np.ndarray, scale: float) -> np.ndarray:
-    """A prepared picture at another size, `float32` of 0 to 255, as `resizing_abm.resized` does it with torch."""
-    if scale == 1:
-        return picture
-    height, width = (max(1, math.floor(side * scale + 0.5)) for side in picture.shape)
-    margin = math.ceil(1 / scale) + 1
-    padded = np.pad(picture.astype(np.float32), ((0, margin), (0, margin)))
-    return cv2.resize(padded, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)[:height, :width]
 
 
 def iter_inputs(paths: Iterable[str | Path]) -> Iterator[Path]:
@@ -249,8 +298,8 @@ def as_list(images: Any) -> list[Any]:
     return list(images) if are_several(images) else [images]
 
 
-def _recognition(candidates: Sequence[Reading], picture: np.ndarray, milliseconds: float) -> Recognition:
-    if not candidates:
-        return Recognition(None, 0.0, (), picture, milliseconds, "no reading was found: allow more tokens or beams")
-    best = candidates[0]
-    return Recognition(best.latex, best.score, tuple(candidates), picture, milliseconds)
+def _recognition(hypotheses: Sequence[Hypothesis], image: np.ndarray, milliseconds: float) -> Recognition:
+    if not hypotheses:
+        return Recognition(None, 0.0, (), image, milliseconds, "no formula was found: allow more tokens or beams")
+    best = hypotheses[0]
+    return Recognition(best.latex, best.score, tuple(hypotheses), image, milliseconds)

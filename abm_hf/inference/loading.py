@@ -1,7 +1,6 @@
 """The recognizer for a checkpoint and a device: ONNX Runtime on CPUs, PyTorch on GPUs and where it is asked for."""
 
 import shutil
-from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -106,4 +105,4 @@ def _has_onnx(model: str | Path | None) -> bool:
     return True
 
 
-__all__: Iterable[str] = ["Engine", "load_recognizer", "recognize"]
+__all__ = ["Engine", "load_recognizer", "recognize"]

@@ -1,4 +1,4 @@
-"""A recogniser without a network: it answers at once and depends on what it is shown, so that pages can be tested."""
+"""A recognizer without a network: it answers at once and depends on what it is shown, so that pages can be tested."""
 
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from abm_hf.decoding_abm import DecodingOptions
 from abm_hf.image_loading_abm import ImageInputError, read_picture
 from abm_hf.ink.rendering import render_ink
 from abm_hf.ink.strokes import Ink
@@ -17,7 +18,7 @@ STRIDE = 16
 
 
 @dataclass(frozen=True)
-class Reading:
+class Hypothesis:
     latex: str
     score: float
     tokens: tuple[str, ...] = TOKENS
@@ -29,7 +30,7 @@ class Reading:
 class Recognition:
     latex: str
     score: float
-    alternatives: tuple[Reading, ...]
+    alternatives: tuple[Hypothesis, ...]
     image: np.ndarray
     milliseconds: float = 12.3
     error: str | None = None
@@ -54,29 +55,30 @@ class Explanation:
 
 @dataclass
 class FakeRecognizer:
-    """Reads everything as [`LATEX`]; a line across the pad as [`WIDE`]; a single stroke with little confidence."""
+    """Everything is [`LATEX`]; a line across the pad is [`WIDE`]; a single stroke has little confidence."""
 
     calls: list[dict[str, Any]] = field(default_factory=list)
     directions: tuple[str, ...] = ("l2r", "r2l")
     latex: str | None = None
 
     def __post_init__(self) -> None:
-        self.model = SimpleNamespace(
-            generation_config=SimpleNamespace(max_time=None), config=SimpleNamespace(directions=self.directions)
-        )
-        self.processor = SimpleNamespace(image_processor=SimpleNamespace(max_megapixels=50.0))
+        self.engine = SimpleNamespace(directions=self.directions)
+        self.max_megapixels = 50.0
 
-    def __call__(self, images: Any, **options: Any) -> list[Recognition]:
+    def limit_megapixels(self, limit: float) -> None:
+        self.max_megapixels = limit
+
+    def __call__(self, images: Any, options: DecodingOptions) -> list[Recognition]:
         (source,) = images
-        self.calls.append({"source": source, **options})
+        self.calls.append({"source": source, "options": options})
         picture = prepare(source)
         strokes = len(source.strokes) if isinstance(source, Ink) else 2
         latex = self.latex or (WIDE if is_flat(source) else LATEX)
         score = 0.31 if strokes == 1 else 0.87
-        readings = [Reading(latex, score), Reading(r"x^{2}\le\frac{a}{b}", 0.05), Reading("x^{2}", 0.01)]
-        return [Recognition(latex, score, tuple(readings[: options.get("top_k", 1)]), picture)]
+        found = [Hypothesis(latex, score), Hypothesis(r"x^{2}\le\frac{a}{b}", 0.05), Hypothesis("x^{2}", 0.01)]
+        return [Recognition(latex, score, tuple(found[: options.top_k]), picture)]
 
-    def explain(self, image: Any, direction: str = "l2r", **options: Any) -> Explanation:
+    def explain(self, image: Any, direction: str = "l2r", latex_tokens: Any = TOKENS) -> Explanation:
         picture = prepare(image)
         rows, columns = (-(-side // STRIDE) for side in picture.shape)
         maps = np.zeros((len(TOKENS), rows, columns), np.float32)

@@ -26,7 +26,7 @@ function render() {
   const read = typeof answer.latex === "string";
   find("abm-answer").classList.toggle("abm-none", !read);
   find("abm-latex").textContent = read ? answer.latex : "";
-  find("abm-mathml").textContent = answer.mathml || (read ? "This reading is not well formed, so there is no MathML." : "");
+  find("abm-mathml").textContent = answer.mathml || (read ? "This is not well formed, so there is no MathML." : "");
   find("abm-score").textContent = read ? "probability " + percent.format(answer.score) : "";
   find("abm-time").textContent = read ? whole.format(Math.max(1, answer.milliseconds)) + " ms" : "";
   const badge = find("abm-badge");
@@ -36,33 +36,33 @@ function render() {
   let text = answer.error || "";
   if (read && !answer.complete) text = "The formula was too long to be read to its end.";
   else if (read && !answer.latex) text = "Nothing was read in this picture.";
-  else if (read && !answer.mathml) text = "This reading is not well-formed LaTeX. With grammar on, it always is.";
+  else if (read && !answer.mathml) text = "This is not well-formed LaTeX. With grammar on, it always is.";
   notice.textContent = text;
   notice.hidden = !text;
   for (const button of element.querySelectorAll("[data-copy]")) button.disabled = !answer[button.dataset.copy];
-  list(read ? answer.readings || [] : []);
+  list(read ? answer.hypotheses || [] : []);
 }
 
-function list(readings) {
-  const items = readings.map((reading) => {
+function list(hypotheses) {
+  const items = hypotheses.map((hypothesis) => {
     const item = document.createElement("li");
     const bar = document.createElement("span");
     bar.className = "abm-meter";
-    bar.style.setProperty("--part", String(reading.score));
+    bar.style.setProperty("--part", String(hypothesis.score));
     const score = document.createElement("span");
     score.className = "abm-percent";
-    score.textContent = percent.format(reading.score);
+    score.textContent = percent.format(hypothesis.score);
     const shown = document.createElement("span");
     shown.className = "abm-math";
-    shown.append(formula(reading.mathml) || "–");
+    shown.append(formula(hypothesis.mathml) || "–");
     const code = document.createElement("code");
-    code.textContent = reading.latex;
+    code.textContent = hypothesis.latex;
     item.append(score, shown, bar, code);
     return item;
   });
-  find("abm-readings").replaceChildren(...items);
+  find("abm-hypotheses").replaceChildren(...items);
   const summary = element.querySelector(".abm-more summary");
-  summary.textContent = readings.length ? "Readings (" + readings.length + ")" : "Readings";
+  summary.textContent = hypotheses.length ? "Answers (" + hypotheses.length + ")" : "Answers";
 }
 
 for (const button of element.querySelectorAll("[data-copy]")) {

@@ -166,16 +166,10 @@ function panelOf(branch) {
   return panel;
 }
 
-function agreement(branches) {
-  if (branches.length < 2) return "";
-  const same = branches[0].tokens.join(" ") === branches[1].tokens.join(" ");
-  return same ? "Each direction for itself reads the same." : "Each direction for itself reads something else: look at where they part.";
-}
-
 async function render() {
   const mine = ++turn;
   const value = props.value;
-  status.textContent = (value && value.note) || agreement((value && value.branches) || []);
+  status.textContent = (value && value.note) || "";
   for (const panel of panels) if (panel.playing) clearInterval(panel.playing);
   if (!value || !value.image) {
     panels = [];
