@@ -2,7 +2,9 @@
 
 Written once, in NumPy, over an [`Engine`]: PyTorch (`torch_engine_abm`) or ONNX Runtime. A search keeps to the grammar
 of LaTeX (`grammar_abm`). The candidates that the left-to-right branch finds are then rescored by the right-to-left
-branch in one teacher-forced pass: it sees the end of a formula first, so its errors are others.
+branch in one teacher-forced pass: it sees the end of a formula first, so its errors are others. Where the best ones
+are still close, both branches score them once more on a larger image. What each part brings and costs is in
+docs/decoding.md.
 """
 
 import math
@@ -11,12 +13,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import cv2
 import numpy as np
 
 from .grammar_abm import tokenizer_grammar
 from .search_abm import Candidate, SearchState, Task, beam_search, greedy_search, score_candidates
 
-DEFAULT_RESCORING_WEIGHT = 0.5
+_DEFAULT_RESCORING_WEIGHT = 0.5
+
+# Nats per token by which a candidate may fall behind the best one before it is not worth rescoring: before the first
+# pass of the right-to-left branch, and before the pass on a larger image. On CROHME 2013 no smaller values lose
+# nothing.
+_MARGIN, _CLOSE = 0.2, 0.12
+# Candidates of an image that are scored on a larger image.
+_FINALISTS = 5
+# Height and width (px) of a batch are multiples of this; the features' stride divides it.
+_SIZE_MULTIPLE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +44,8 @@ class DecodingOptions:
         rescore (`bool`, *optional*): whether the other branch rescores what beam search found from left to right; by
             default it does where the model has both. `False` is the protocol of the paper.
         rescoring_weight (`float`, *optional*): weight of the right-to-left branch in that, from 0 to 1.
+        rescoring_size (`float`, *optional*): factor by which images are enlarged for a second pass of both branches
+            where the best candidates are close; 1 leaves it out.
         length_penalty (`float`, *optional*): exponent of the length by which log-probabilities are divided; 1 by
             default, the mean over the tokens.
         max_time (`float`, *optional*): seconds that the search may take; answers are cut off there. No limit by
@@ -48,6 +62,7 @@ class DecodingOptions:
     direction: str = "l2r"
     rescore: bool | None = None
     rescoring_weight: float | None = None
+    rescoring_size: float | None = None
     length_penalty: float | None = None
     max_time: float | None = None
 
@@ -64,8 +79,11 @@ class DecodingOptions:
                 "rescoring_weight must be from 0 (left to right alone) to 1 (right to left alone), not "
                 f"{self.rescoring_weight}"
             )
-        if self.rescoring_weight is not None and self.rescore is False:
-            raise ValueError("rescoring_weight has no effect without rescoring: leave it out, or rescore=False")
+        if self.rescoring_size is not None and not 0.5 <= self.rescoring_size <= 2:
+            raise ValueError(f"rescoring_size must be a factor from 0.5 to 2, not {self.rescoring_size}")
+        for name in ("rescoring_weight", "rescoring_size"):
+            if getattr(self, name) is not None and self.rescore is False:
+                raise ValueError(f"{name} has no effect without rescoring: leave it out, or rescore=False")
         if self.rescore and self.direction != "l2r":
             raise ValueError("rescoring starts from left to right: leave direction out, or rescore")
         if self.max_time is not None and self.max_time < 0:
@@ -100,7 +118,8 @@ class DecodingOptions:
             num_beams=num_beams,
             max_length=chosen("max_length", 200),
             rescore=rescore,
-            rescoring_weight=chosen("rescoring_weight", DEFAULT_RESCORING_WEIGHT) if rescore else None,
+            rescoring_weight=chosen("rescoring_weight", _DEFAULT_RESCORING_WEIGHT) if rescore else None,
+            rescoring_size=chosen("rescoring_size", 1.0) if rescore else None,
             length_penalty=chosen("length_penalty", 1.0),
             max_time=chosen("max_time", None),
         )
@@ -153,8 +172,14 @@ class Engine(Protocol):
         """The state of a branch before its first token."""
 
 
-def decode(engine: Engine, encoded: Any, options: DecodingOptions | None = None) -> list[list[Hypothesis]]:
-    """Finds the formulas of encoded images.
+def decode(
+    engine: Engine, pixel_values: np.ndarray, pixel_mask: np.ndarray, options: DecodingOptions | None = None
+) -> list[list[Hypothesis]]:
+    """Finds the formulas of images.
+
+    Args:
+        pixel_values: `float32` (B, 1, H, W) in [0, 1], ink bright on dark.
+        pixel_mask: `bool` (B, H, W), `True` at pixels of an image.
 
     Returns:
         For each image its distinct hypotheses, the most probable first. Fewer than `top_k` where the search found no
@@ -164,9 +189,12 @@ def decode(engine: Engine, encoded: Any, options: DecodingOptions | None = None)
         ValueError: for options that contradict the model.
     """
     options = (options or DecodingOptions()).resolve(engine.settings, engine.directions)
+    encoded = engine.encode(pixel_values, pixel_mask)
     found = search(engine, encoded, options)
     if options.rescore:
         ranked = rescore(engine, encoded, found, options)
+        if options.rescoring_size != 1:
+            ranked = rescore_enlarged(engine, pixel_values, pixel_mask, ranked, options)
     else:
         ranked = [[(candidate, sum(candidate.log_probs)) for candidate in row] for row in found]
     temperature = _score_temperature(engine.settings, options)
@@ -210,29 +238,88 @@ def score(
     return score_candidates(engine.start(encoded, direction), first, written)
 
 
-def rescore(
-    engine: Engine, encoded: Any, found: Sequence[Sequence[Candidate]], options: DecodingOptions
-) -> list[list[tuple[Candidate, float]]]:
-    """Ranks what the left-to-right branch found with the say of the right-to-left one.
+Ranked = list[list[tuple[Candidate, float]]]
+"""The candidates of each image with their joint log-probability, the best first."""
+
+
+def rescore(engine: Engine, encoded: Any, found: Sequence[Sequence[Candidate]], options: DecodingOptions) -> Ranked:
+    """Ranks what the left-to-right branch found with the right-to-left branch.
 
     The joint log-probability is `(1 - w) · log p_l2r + w · log p_r2l`; candidates are ranked by that over
-    `length ** length_penalty`, the end token counted.
-
-    Returns:
-        The candidates of each image with their joint log-probability, the best first.
+    `length ** length_penalty`, the end token counted. Those that are far behind are not scored: they follow in their
+    order, with what the left-to-right branch gave them.
     """
-    weight, penalty = options.rescoring_weight, options.length_penalty
-    assert weight is not None and penalty is not None
-    formulas = [[formula(engine.tokenizer, candidate) for candidate in row] for row in found]
+    weight = options.rescoring_weight
+    assert weight is not None
+    totals = [[(candidate, sum(candidate.log_probs)) for candidate in row] for row in found]
+    close = [_close(engine, row, _MARGIN, 1.0) for row in totals]
+    formulas = [[formula(engine.tokenizer, candidate) for candidate, _ in row] for row in close]
     ranked = []
-    for row, scored, texts in zip(found, score(engine, encoded, formulas, "r2l"), formulas, strict=True):
+    for row, chosen, scored in zip(totals, close, score(engine, encoded, formulas, "r2l"), strict=True):
         joint = [
-            (candidate, (1 - weight) * sum(candidate.log_probs) + weight * sum(others))
-            for candidate, others in zip(row, scored, strict=True)
+            (candidate, (1 - weight) * own + weight * sum(others))
+            for (candidate, own), others in zip(chosen, scored, strict=True)
         ]
-        lengths = {id(candidate): (len(ids) + 1) ** penalty for candidate, ids in zip(row, texts, strict=True)}
-        ranked.append(sorted(joint, key=lambda pair: -pair[1] / lengths[id(pair[0])]))
+        ranked.append(_sorted(engine, joint, options) + [pair for pair in row if pair not in chosen])
     return ranked
+
+
+def rescore_enlarged(
+    engine: Engine, pixel_values: np.ndarray, pixel_mask: np.ndarray, ranked: Ranked, options: DecodingOptions
+) -> Ranked:
+    """Ranks close candidates by the mean of their joint log-probability at two sizes of the image."""
+    size, weight, penalty = options.rescoring_size, options.rescoring_weight, options.length_penalty
+    assert size is not None and weight is not None and penalty is not None
+    close = [_close(engine, row, _CLOSE, penalty)[:_FINALISTS] for row in ranked]
+    open_images = [index for index, row in enumerate(close) if len(row) > 1]
+    if not open_images:
+        return ranked
+    encoded = engine.encode(*_enlarged(pixel_values[open_images], pixel_mask[open_images], size))
+    formulas = [[formula(engine.tokenizer, candidate) for candidate, _ in close[index]] for index in open_images]
+    scored = [score(engine, encoded, formulas, direction) for direction in ("l2r", "r2l")]
+    ranked = list(ranked)
+    for index, l2r, r2l in zip(open_images, *scored, strict=True):
+        joint = [
+            (candidate, (own + (1 - weight) * sum(forward) + weight * sum(backward)) / 2)
+            for (candidate, own), forward, backward in zip(close[index], l2r, r2l, strict=True)
+        ]
+        ranked[index] = _sorted(engine, joint, options) + [pair for pair in ranked[index] if pair not in close[index]]
+    return ranked
+
+
+def _close(
+    engine: Engine, row: Sequence[tuple[Candidate, float]], margin: float, penalty: float
+) -> list[tuple[Candidate, float]]:
+    """Those candidates that are at most `margin` behind the first one, by log-probability over length."""
+    means = [total / _length(engine, candidate) ** penalty for candidate, total in row]
+    return [pair for pair, mean in zip(row, means, strict=True) if mean >= means[0] - margin]
+
+
+def _sorted(
+    engine: Engine, row: Sequence[tuple[Candidate, float]], options: DecodingOptions
+) -> list[tuple[Candidate, float]]:
+    assert options.length_penalty is not None
+    penalty = options.length_penalty
+    return sorted(row, key=lambda pair: -pair[1] / _length(engine, pair[0]) ** penalty)
+
+
+def _length(engine: Engine, candidate: Candidate) -> int:
+    """Tokens of a candidate, an end token counted even where it was cut off."""
+    return len(formula(engine.tokenizer, candidate)) + 1
+
+
+def _enlarged(values: np.ndarray, mask: np.ndarray, size: float) -> tuple[np.ndarray, np.ndarray]:
+    """Images (B, 1, H, W) and their masks (B, H, W), enlarged by `size` and padded."""
+    height, width = (math.ceil(side * size / _SIZE_MULTIPLE) * _SIZE_MULTIPLE for side in mask.shape[1:])
+    large = np.zeros((len(values), 1, height, width), np.float32)
+    large_mask = np.zeros((len(values), height, width), bool)
+    for index in range(len(values)):
+        rows, columns = (math.ceil(mask[index].any(axis=axis).sum() * size) for axis in (1, 0))
+        # With the zeros beyond the image, which its border fades into.
+        image = cv2.resize(values[index, 0], None, fx=size, fy=size, interpolation=cv2.INTER_LINEAR)
+        large[index, 0, : min(rows, len(image)), : min(columns, image.shape[1])] = image[:rows, :columns]
+        large_mask[index, :rows, :columns] = True
+    return large, large_mask
 
 
 def ends(tokenizer: Any, direction: str) -> tuple[int, int]:
@@ -296,4 +383,4 @@ def _score_temperature(settings: Mapping[str, Any], options: DecodingOptions) ->
     return left_to_right if options.direction == "l2r" else settings.get("r2l_score_temperature", left_to_right)
 
 
-__all__ = ["DecodingOptions", "Engine", "Hypothesis", "decode", "rescore", "score", "search"]
+__all__ = ["DecodingOptions", "Engine", "Hypothesis", "decode", "rescore", "rescore_enlarged", "score", "search"]

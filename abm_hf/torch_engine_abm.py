@@ -63,12 +63,9 @@ class TorchEngine:
         return self.model.generation_config.to_diff_dict()
 
     @torch.inference_mode()
-    def encode(
-        self, pixel_values: np.ndarray | Tensor, pixel_mask: np.ndarray | Tensor | None = None
-    ) -> ABMEncoderOutput:
+    def encode(self, pixel_values: np.ndarray, pixel_mask: np.ndarray) -> ABMEncoderOutput:
         values = torch.as_tensor(pixel_values).to(self.model.device, self.model.dtype)
-        mask = torch.as_tensor(pixel_mask).to(self.model.device) if pixel_mask is not None else None
-        return self.model.encoder(values, mask)
+        return self.model.encoder(values, torch.as_tensor(pixel_mask).to(self.model.device))
 
     @torch.inference_mode()
     def start(self, encoded: ABMEncoderOutput, direction: str) -> TorchState:
@@ -91,8 +88,9 @@ def recognize_images(
     Raises:
         ValueError: for options that contradict the model.
     """
-    engine = TorchEngine(model, tokenizer)
-    return decode(engine, engine.encode(pixel_values, pixel_mask), options)
+    values = pixel_values.numpy(force=True)
+    mask = np.ones((len(values), *values.shape[2:]), bool) if pixel_mask is None else pixel_mask.numpy(force=True) != 0
+    return decode(TorchEngine(model, tokenizer), values, mask, options)
 
 
 __all__ = ["TorchEngine", "TorchState", "recognize_images"]

@@ -14,7 +14,13 @@ from transformers import pipeline
 from abm_hf import ABMForConditionalGeneration, Recognizer
 from abm_hf.decoding_abm import Hypothesis, distinct_hypotheses
 from abm_hf.evaluation import calibration
-from abm_hf.evaluation.calibration import CalibrationArguments, calibrate_checkpoint, calibrate_rows, fit_temperature
+from abm_hf.evaluation.calibration import (
+    CalibrationArguments,
+    calibrate_checkpoint,
+    choose_weight,
+    fit_temperature,
+    fit_temperatures,
+)
 from abm_hf.evaluation.reliability import draw_reliability, expected_calibration_error
 from abm_hf.hub.publish import export_checkpoint
 from abm_hf.training.arguments import ArgumentError
@@ -78,13 +84,15 @@ def test_scores_of_a_list() -> None:
 
 
 def test_weight_and_temperatures_from_lists() -> None:
-    """The right-to-left branch alone knows the answer: it gets all the say."""
+    """The right-to-left branch alone knows the answer: it gets all the weight."""
     rows = [{"reference": "x", "l2r": [["y", -0.1, -9.0], ["x", -3.0, -0.2]], "r2l": [["x", -0.2]]} for _ in range(9)]
-    result, curves = calibrate_rows(rows)
-    assert result["generation_config"]["rescoring_weight"] > 0.5
+    weight, by_weight = choose_weight(rows)
+    assert weight > 0.5
+    assert by_weight["0.00"] == 0 and by_weight["1.00"] == 100
+    best = {"l2r": [("y", -0.1)] * 9, "r2l": [("x", -0.2)] * 9, "rescored": [("x", -0.5)] * 9}
+    result, curves = fit_temperatures(best, ["x"] * 9)
     assert result["expression_rates"]["l2r"]["exprate"] == 0
     assert result["expression_rates"]["rescored"]["exprate"] == 100
-    assert result["exprate_by_weight"]["0.00"] == 0 and result["exprate_by_weight"]["1.00"] == 100
     # What was never right needs the lowest temperature, what always was the highest.
     kept = result["generation_config"]
     assert kept["score_temperature"] == 0.1 and kept["r2l_score_temperature"] == 100

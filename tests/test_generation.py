@@ -2,9 +2,11 @@
 
 import itertools
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -15,7 +17,7 @@ from transformers import TextIteratorStreamer
 
 from abm_hf.configuration_abm import ABMConfig
 from abm_hf.data.collator import ABMCollator
-from abm_hf.decoding_abm import DecodingOptions, formula, rescore, search
+from abm_hf.decoding_abm import DecodingOptions, formula, rescore, rescore_enlarged, search
 from abm_hf.generation_abm import LatexGrammarLogitsProcessor, RescoredOutput, rescored_generate, score_sequences
 from abm_hf.hub.conversion import convert_state_dict, read_state_dict
 from abm_hf.ink.rendering import render_ink
@@ -325,7 +327,10 @@ def rescored(model: ABMForConditionalGeneration, inputs: dict[str, Tensor], **op
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
-def test_rescoring_finds_the_best_by_both_branches(narrow: ABMForConditionalGeneration, weight: float) -> None:
+def test_rescoring_finds_the_best_by_both_branches(
+    narrow: ABMForConditionalGeneration, weight: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("abm_hf.decoding_abm._MARGIN", float("inf"))
     inputs = pictures((32, 48), (48, 32), (64, 64))
     output = rescored(narrow, inputs, num_beams=40, num_return_sequences=3, max_length=5, rescoring_weight=weight)
     formulas = [[*row, EOS] for row in every_formula(3)]
@@ -406,20 +411,62 @@ def test_rescoring_needs_both_branches() -> None:
 
 
 @torch.no_grad()
-def test_what_hypotheses_share_is_scored_once_and_nothing_changes(lively: ABMForConditionalGeneration) -> None:
+def test_what_hypotheses_share_is_scored_once_and_nothing_changes(
+    lively: ABMForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rescoring goes through the common beginnings of all candidates; the oracle scores them one by one."""
     inputs = pictures((32, 48), (48, 32), (64, 64))
+    monkeypatch.setattr("abm_hf.decoding_abm._MARGIN", float("inf"))
     engine = TorchEngine(lively, ABMTokenizer())
-    encoded = engine.encode(**inputs)
+    encoded = engine.encode(inputs["pixel_values"].numpy(), inputs["pixel_mask"].numpy())
     options = DecodingOptions(num_beams=5, max_length=14, rescoring_weight=1.0, rescore=True)
     options = options.resolve(engine.settings, engine.directions)
     found = search(engine, encoded, options)
     for index, row in enumerate(rescore(engine, encoded, found, options)):
-        part = engine.encode(inputs["pixel_values"][index : index + 1], inputs["pixel_mask"][index : index + 1])
+        part = engine.encode(*(value[index : index + 1].numpy() for value in inputs.values()))
         for candidate, joint in row:
             ids = torch.tensor([[*formula(engine.tokenizer, candidate), EOS]])
             expected = score_sequences(lively, part, ids, direction="r2l").sum()
             assert joint == pytest.approx(float(expected), abs=1e-3)
+
+
+def test_hopeless_candidates_follow_without_being_rescored(
+    lively: ABMForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TorchEngine(lively, ABMTokenizer())
+    encoded = engine.encode(*(value.numpy() for value in pictures((32, 48), (48, 32)).values()))
+    options = DecodingOptions(num_beams=5, max_length=14, rescore=True).resolve(engine.settings, engine.directions)
+    found = search(engine, encoded, options)
+    monkeypatch.setattr("abm_hf.decoding_abm._MARGIN", 0.0)
+    for candidates, row in zip(found, rescore(engine, encoded, found, options), strict=True):
+        assert [candidate for candidate, _ in row] == candidates, "alone, the first one stays the first"
+        assert [total == sum(candidate.log_probs) for candidate, total in row[1:]] == [True] * (len(row) - 1)
+
+
+def test_close_candidates_are_scored_on_a_larger_image(
+    lively: ABMForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean of both sizes decides; each image by itself, however its batch is padded."""
+    monkeypatch.setattr("abm_hf.decoding_abm._CLOSE", float("inf"))
+    inputs, engine = pictures((32, 48), (48, 32)), TorchEngine(lively, ABMTokenizer())
+    values, mask = inputs["pixel_values"].numpy(), inputs["pixel_mask"].numpy()
+    options = DecodingOptions(num_beams=4, max_length=12, rescore=True, rescoring_weight=0.3)
+    options = options.resolve(engine.settings, engine.directions)
+    encoded = engine.encode(values, mask)
+    once = rescore(engine, encoded, search(engine, encoded, options), options)
+    twice = rescore_enlarged(engine, values, mask, once, replace(options, rescoring_size=1.5))
+    for index, size in enumerate(((32, 48), (48, 32))):
+        large = torch.nn.functional.interpolate(
+            inputs["pixel_values"][index : index + 1], scale_factor=1.5, mode="bilinear"
+        )[..., : size[0] * 3 // 2, : size[1] * 3 // 2]
+        seen = engine.encode(large.numpy(), np.ones((1, *large.shape[2:]), bool))
+        first = dict(once[index])
+        for candidate, joint in twice[index]:
+            ids = torch.tensor([[*formula(engine.tokenizer, candidate), EOS]])
+            l2r, r2l = (float(score_sequences(lively, seen, ids, direction=d).sum()) for d in ("l2r", "r2l"))
+            assert joint == pytest.approx((first[candidate] + 0.7 * l2r + 0.3 * r2l) / 2, abs=1e-2)
+        means = [joint / (len(formula(engine.tokenizer, candidate)) + 1) for candidate, joint in twice[index]]
+        assert means == sorted(means, reverse=True)
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
@@ -459,7 +506,7 @@ def test_the_search_finds_what_generate_finds(
 ) -> None:
     tokenizer = ABMTokenizer()
     engine = TorchEngine(trained, tokenizer)
-    encoded = engine.encode(**formulas)
+    encoded = engine.encode(formulas["pixel_values"].numpy(), formulas["pixel_mask"].numpy())
     options = DecodingOptions(
         num_beams=num_beams, max_length=40, direction=direction, grammar=grammar, rescore=False
     ).resolve(engine.settings, engine.directions)

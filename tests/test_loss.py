@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abm_hf.loss_abm import aligned_distillation, cross_entropy, right_to_left_order, released_distillation
+from abm_hf.loss_abm import aligned_distillation, cross_entropy, released_distillation, right_to_left_order
 
 
 @given(lengths=st.lists(st.integers(0, 6), min_size=1, max_size=4), padding=st.integers(0, 3))

@@ -50,6 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="W",
         help="weight of the right-to-left branch, 0 to 1; default: what was fitted for the checkpoint",
     )
+    parser.add_argument(
+        "--rescoring-size",
+        type=float,
+        metavar="S",
+        help="factor by which images are enlarged to tell close answers apart; 1: not at all; default: what was "
+        "chosen for the checkpoint",
+    )
     parser.add_argument("--no-grammar", action="store_true", help="allow LaTeX that is not well formed")
     parser.add_argument(
         "--min-score", type=_probability, default=0.0, metavar="P", help="answers less probable than this are left out"
@@ -216,6 +223,7 @@ def _results(
         grammar=not options.no_grammar,
         rescore=False if options.no_rescore else None,
         rescoring_weight=options.rescoring_weight,
+        rescoring_size=options.rescoring_size,
     )
     chunk = _CHUNK_BATCHES * options.batch_size
     # A bar for work that takes a while, and only where somebody watches.

@@ -1,13 +1,14 @@
 """Fits what decoding leaves open, on validation data: `scripts/calibrate.py --data … --split … --output-dir …`.
 
-One pass collects the n-best lists of both branches, the left-to-right one scored by both; the rest is arithmetic on
-these: the weight of the right-to-left branch in rescoring, and for search from left to right, from right to left
-and rescored the temperature that makes `score` the probability that an answer is right. The generation config keeps
-them as `rescoring_weight`, `score_temperature`, `r2l_score_temperature` and `rescored_score_temperature`, and they
-travel with the checkpoint.
+A first pass collects the n-best lists of both branches, the left-to-right one scored by both, and gives the weight of
+the right-to-left branch in rescoring; a second one recognizes with it. Then for search from left to right, from right
+to left and rescored the temperature is fitted that makes `score` the probability that an answer is right. The
+generation config keeps `rescoring_weight`, `rescoring_size`, `score_temperature`, `r2l_score_temperature` and
+`rescored_score_temperature`, and they travel with the checkpoint.
 """
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..decoding_abm import DecodingOptions, formula, score, search
+from ..decoding_abm import DecodingOptions, decode, formula, score, search
 from ..inference.base import BaseRecognizer
 from ..inference.loading import Engine
 from ..pretrained import checkpoint_path
@@ -50,6 +51,9 @@ class CalibrationArguments:
     )
     beams: int = field(default=10, metadata={"help": "Hypotheses followed at a time."})
     max_length: int = field(default=200, metadata={"help": "Most tokens of an answer."})
+    rescoring_size: float = field(
+        default=1.2, metadata={"help": "Factor of the second pass on larger images; 1 leaves it out."}
+    )
     batch_images: int = field(default=16, metadata={"help": "Most pictures in a batch."})
     batch_pixels: int = field(default=2_000_000, metadata={"help": "Most padded pixels in a batch."})
     max_items: int | None = field(default=None, metadata={"help": "Read this many items only."})
@@ -87,10 +91,21 @@ def calibrate_checkpoint(arguments: CalibrationArguments) -> dict[str, Any]:
     described = {**asdict(arguments), "model": path, "weights": recognizer.fingerprint()}
     described["items"] = items.fingerprint()
     folder = claim_folder(arguments.output_dir, described, accelerator)
-    read = partial(_candidates, recognizer, arguments)
-    rows = read_items(items, read, folder, accelerator, arguments.batch_images, arguments.batch_pixels)
-    result, curves = calibrate_rows(rows)
-    result |= {"split": arguments.split, "beams": arguments.beams}
+
+    def read(folder: Path, decode: Callable[..., list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        return read_items(items, decode, folder, accelerator, arguments.batch_images, arguments.batch_pixels)
+
+    rows = read(folder, partial(_candidates, recognizer, arguments))
+    weight, by_weight = choose_weight(rows)
+    answers = read(_subfolder(folder, weight, accelerator), partial(_answers, recognizer, arguments, weight))
+    best = {
+        "l2r": _best(rows, 0.0),
+        "r2l": _best(rows, 0.0, "r2l"),
+        "rescored": [(row["prediction"], row["log_probability"]) for row in answers],
+    }
+    result, curves = fit_temperatures(best, _references(rows))
+    result["generation_config"] |= {"rescoring_weight": weight, "rescoring_size": arguments.rescoring_size}
+    result |= {"exprate_by_weight": by_weight, "split": arguments.split, "beams": arguments.beams}
     if accelerator.is_main_process:
         _write(result, curves, folder, Path(path) if arguments.store else None)
     accelerator.wait_for_everyone()
@@ -126,41 +141,79 @@ def _candidates(
     return kept
 
 
-def calibrate_rows(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """Weight and temperatures from n-best lists.
+def _subfolder(folder: Path, weight: float, accelerator: Accelerator) -> Path:
+    """Where the answers go that were rescored with this weight."""
+    answers = folder / f"rescored-{weight:.2f}"
+    if accelerator.is_main_process:
+        answers.mkdir(exist_ok=True)
+    accelerator.wait_for_everyone()
+    return answers
+
+
+def _answers(
+    recognizer: BaseRecognizer,
+    arguments: CalibrationArguments,
+    weight: float,
+    pixel_values: Tensor,
+    pixel_mask: Tensor,
+) -> list[dict[str, Any]]:
+    """The rescored answer to each image and its log-probability."""
+    options = DecodingOptions(
+        num_beams=arguments.beams,
+        max_length=arguments.max_length,
+        rescore=True,
+        rescoring_weight=weight,
+        rescoring_size=arguments.rescoring_size,
+    )
+    found = decode(recognizer.engine, pixel_values.numpy(), pixel_mask.numpy(), options)
+    best = [(" ".join(row[0].tokens), row[0].log_probability) if row else ("", -1e9) for row in found]
+    return [{"prediction": text, "log_probability": log_probability} for text, log_probability in best]
+
+
+def choose_weight(rows: list[dict[str, Any]]) -> tuple[float, dict[str, float]]:
+    """The weight of the right-to-left branch under which most answers are right.
 
     Args:
-        rows: with `reference`, a token string, under `l2r` a list of token string, left-to-right and right-to-left
-            log-probability, and under `r2l` one of token string and right-to-left log-probability.
+        rows: with `reference`, a token string, and under `l2r` a list of token string, left-to-right and right-to-left
+            log-probability.
 
     Returns:
-        The result, see `calibrate_checkpoint`, and by `"l2r"`, `"r2l"` and `"rescored"` log-probabilities and truth
-        values.
+        The weight, and the ExpRate (percent) under each that was tried.
     """
-    by_weight = [_exprate(rows, _best(rows, float(weight))) for weight in _WEIGHTS]
+    by_weight = [100 * float(_right(_best(rows, float(weight)), _references(rows)).mean()) for weight in _WEIGHTS]
     # The middle of a plateau rather than a lucky peak: each weight counts with its neighbours.
     smooth = np.convolve(np.pad(by_weight, 1, mode="edge"), np.ones(3) / 3, mode="valid")
     plateau = np.flatnonzero(smooth > smooth.max() - 1e-9)
-    weight = float(_WEIGHTS[plateau[len(plateau) // 2]])
-    chosen = {
-        "l2r": _best(rows, 0.0),
-        "r2l": _best(rows, 0.0, "r2l"),
-        "rescored": _best(rows, weight),
+    weight = round(float(_WEIGHTS[plateau[len(plateau) // 2]]), 2)
+    return weight, {f"{weight:.2f}": rate for weight, rate in zip(_WEIGHTS, by_weight, strict=True)}
+
+
+def fit_temperatures(
+    best: Mapping[str, Sequence[tuple[str, float]]], references: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Temperatures of each kind of search.
+
+    Args:
+        best: for `"l2r"`, `"r2l"` and `"rescored"` each image's answer and its log-probability.
+        references: the labels, as token strings.
+
+    Returns:
+        The result, see `calibrate_checkpoint`, and for each kind of search log-probabilities and truth values.
+    """
+    curves = {
+        name: (np.array([scored for _, scored in answers]), _right(answers, references))
+        for name, answers in best.items()
     }
-    curves = {name: (np.array([scored for _, scored in best]), _right(rows, best)) for name, best in chosen.items()}
     temperatures = {name: fit_temperature(*curve) for name, curve in curves.items()}
     result = {
         "generation_config": {
-            "rescoring_weight": round(weight, 2),
             "score_temperature": round(temperatures["l2r"], 3),
             "r2l_score_temperature": round(temperatures["r2l"], 3),
             "rescored_score_temperature": round(temperatures["rescored"], 3),
         },
         "expression_rates": {
-            name: expression_rate(
-                predictions=[text for text, _ in best], references=[row["reference"] for row in rows]
-            )
-            for name, best in chosen.items()
+            name: expression_rate(predictions=[text for text, _ in answers], references=list(references))
+            for name, answers in best.items()
         },
         "ece": {
             name: {
@@ -169,8 +222,7 @@ def calibrate_rows(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str
             }
             for name, curve in curves.items()
         },
-        "exprate_by_weight": {f"{weight:.2f}": rate for weight, rate in zip(_WEIGHTS, by_weight, strict=True)},
-        "count": len(rows),
+        "count": len(references),
     }
     return result, curves
 
@@ -218,12 +270,12 @@ def _best(rows: list[dict[str, Any]], weight: float, source: str = "l2r") -> lis
     return best
 
 
-def _right(rows: list[dict[str, Any]], best: list[tuple[str, float]]) -> np.ndarray:
-    return np.array([text == row["reference"] for row, (text, _) in zip(rows, best, strict=True)])
+def _right(best: Sequence[tuple[str, float]], references: Sequence[str]) -> np.ndarray:
+    return np.array([text == reference for (text, _), reference in zip(best, references, strict=True)])
 
 
-def _exprate(rows: list[dict[str, Any]], best: list[tuple[str, float]]) -> float:
-    return 100 * float(_right(rows, best).mean())
+def _references(rows: list[dict[str, Any]]) -> list[str]:
+    return [row["reference"] for row in rows]
 
 
 def _write(

@@ -56,6 +56,10 @@ class EvaluationArguments:
     rescoring_weight: float | None = field(
         default=None, metadata={"help": "Of the right-to-left branch in that; default: as fitted for the checkpoint."}
     )
+    rescoring_size: float | None = field(
+        default=None,
+        metadata={"help": "Factor of a second pass on larger images; 1: none; default: the checkpoint's."},
+    )
     length_penalty: float | None = field(default=None, metadata={"help": "Exponent of the length in the ranking."})
     batch_images: int = field(default=16, metadata={"help": "Most pictures in a batch."})
     batch_pixels: int = field(default=2_000_000, metadata={"help": "Most padded pixels in a batch."})
@@ -82,6 +86,7 @@ class EvaluationArguments:
             direction=self.direction,
             rescore=None if self.rescore else False,
             rescoring_weight=self.rescoring_weight,
+            rescoring_size=self.rescoring_size,
             length_penalty=self.length_penalty,
         )
 
@@ -122,8 +127,8 @@ def evaluate_checkpoint(arguments: EvaluationArguments) -> dict[str, Any]:
 def _read(
     recognizer: BaseRecognizer, options: DecodingOptions, pixel_values: Tensor, pixel_mask: Tensor
 ) -> list[dict[str, Any]]:
-    encoded = recognizer.engine.encode(pixel_values.numpy(), pixel_mask.numpy())
-    return [_row(hypotheses) for hypotheses in decode(recognizer.engine, encoded, options)]
+    found = decode(recognizer.engine, pixel_values.numpy(), pixel_mask.numpy(), options)
+    return [_row(hypotheses) for hypotheses in found]
 
 
 def _row(hypotheses: list[Hypothesis]) -> dict[str, Any]:
@@ -152,6 +157,7 @@ def _result(arguments: EvaluationArguments, options: DecodingOptions, rows: list
         "direction": options.direction,
         "rescored": options.rescore,
         "rescoring_weight": options.rescoring_weight,
+        "rescoring_size": options.rescoring_size,
         "calibration": {
             "ece_of_model": expected_calibration_error(np.exp([row["log_probability"] for row in rows]), _right(rows)),
             "ece_of_score": expected_calibration_error(_scores(rows), _right(rows)),

@@ -129,7 +129,7 @@ class BaseRecognizer(ABC):
             errors: `"raise"` at the first image that cannot be read, or `"return"` a [`Recognition`] with `error`.
             options: how formulas are searched.
             decoding: instead of `options`, its fields: `num_beams`, `top_k`, `max_length`, `grammar`, `rescore`,
-                `rescoring_weight`, `length_penalty`, `max_time`, see [`DecodingOptions`].
+                `rescoring_weight`, `rescoring_size`, `length_penalty`, `max_time`, see [`DecodingOptions`].
 
         Returns:
             One result for each image, in order.
@@ -169,7 +169,7 @@ class BaseRecognizer(ABC):
 
     def decode(self, images: Sequence[np.ndarray], options: DecodingOptions | None = None) -> list[list[Hypothesis]]:
         """The hypotheses about each of some images as `prepare` returns them, the most probable first."""
-        return decode(self.engine, self.engine.encode(*pad_images(images, self.pad_to_multiple_of)), options)
+        return decode(self.engine, *pad_images(images, self.pad_to_multiple_of), options)
 
     def explain(self, image: Any, direction: str = "l2r", latex_tokens: Sequence[str] | None = None) -> Explanation:
         """What one branch looks at while it writes the answer.
@@ -187,7 +187,7 @@ class BaseRecognizer(ABC):
         prepared = self.prepare(image)
         encoded = self.engine.encode(*pad_images([prepared], self.pad_to_multiple_of))
         if latex_tokens is None:
-            hypotheses = decode(self.engine, encoded)[0]
+            hypotheses = self.decode([prepared])[0]
             latex_tokens = hypotheses[0].tokens if hypotheses else ()
         tokens = list(latex_tokens if direction == "l2r" else latex_tokens[::-1])
         ids = self.engine.tokenizer.convert_tokens_to_ids(tokens)
