@@ -1,10 +1,7 @@
 """The documentation does what it says: every block of Python and bash of the pages in `RUN` is run, in order.
 
-The blocks of a page share one folder, in which made-up inputs lie under the names that the pages use. A block that
-takes hours or needs what is not here says so in a comment above it, which readers of the page do not see:
-
-    <!-- not run by tests, because REASON -->
-    <!-- tested with `OLD` as `NEW`, because REASON -->
+The blocks of a page share one folder, in which made-up inputs lie under the names that the pages use. `documents.toml`
+says which blocks take hours or need what is not here, and how they are changed or why they are left out.
 """
 
 import os
@@ -17,6 +14,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -34,35 +32,38 @@ PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").gl
 RUN = ["README.md", "docs/data.md", "docs/decoding.md", "docs/export.md", "docs/training.md"]
 #: Pages whose blocks need a server or a Hub: tests/test_space.py and tests/test_publishing.py run them.
 ELSEWHERE = ["space/README.md", "abm_hf/pretrained/small/README.md"]
-_FENCE = re.compile(r"((?:^<!--(?:(?!-->).)*-->\n+)*)^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_CHANGED = re.compile(r"<!-- tested with `([^`]+)` as `([^`]+)`, because \w.+? -->", re.DOTALL)
-_LEFT_OUT = re.compile(r"<!-- not run by tests, because \w.+? -->", re.DOTALL)
+_FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NOTES = tomllib.loads(Path(__file__).with_name("documents.toml").read_text(encoding="utf-8"))["block"]
 
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code as the page shows it, with the comments above it."""
+    """A block of code as a page shows it, with what `documents.toml` says of it."""
 
-    comments: str
     language: str
     code: str
+    note: dict[str, Any]
 
     @property
     def is_run(self) -> bool:
-        return self.language in ("python", "bash") and not _LEFT_OUT.search(self.comments)
+        return self.language in ("python", "bash") and "skip" not in self.note
 
     @property
     def tested(self) -> str:
-        """The code with what the comments change."""
+        """The code with its changes."""
         code = self.code
-        for old, new in _CHANGED.findall(self.comments):
-            assert old in code, f"the comment changes {old!r}, which is not in the block"
+        for old, new in self.note.get("change", ()):
+            assert old in code, f"documents.toml changes {old!r}, which is not in the block"
             code = code.replace(old, new)
         return code
 
 
 def blocks_of(page: str) -> list[Block]:
-    return [Block(*found) for found in _FENCE.findall((ROOT / page).read_text(encoding="utf-8"))]
+    notes = [note for note in NOTES if note["page"] == page]
+    return [
+        Block(language, code, next((note for note in notes if note["block"] in code), {}))
+        for language, code in _FENCE.findall((ROOT / page).read_text(encoding="utf-8"))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -143,19 +144,26 @@ def test_every_block_of_a_page_runs(page: str, checkout: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES + ELSEWHERE)
-def test_what_is_not_run_says_why(page: str) -> None:
+def test_pages_show_nothing_of_their_tests(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     blocks = blocks_of(page)
     assert len(blocks) == len(re.findall(r"^```\w+$", text, re.MULTILINE))  # none escaped
-    comments = re.findall(r"<!--.*?-->", text, re.DOTALL)
-    understood = [
-        note for note in comments if _CHANGED.match(note) or _LEFT_OUT.match(note) or note == "<!-- test -->"
-    ]
-    assert comments == understood
+    assert "<!--" not in text
     if page in ELSEWHERE:  # what is run there: Python, and curl
         assert all(
             block.language in ("python", "bibtex") or "curl" in block.code or not block.is_run for block in blocks
         )
+
+
+def test_each_note_is_about_one_block_and_gives_its_reason() -> None:
+    for note in NOTES:
+        text = (ROOT / note["page"]).read_text(encoding="utf-8")
+        assert sum(note["block"] in code for _, code in _FENCE.findall(text)) == 1, note
+        assert ("skip" in note) != ("change" in note and note["because"] != ""), note
+
+
+def test_the_front_page_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 130
 
 
 def test_extras_that_pages_install_exist() -> None:
