@@ -59,9 +59,10 @@ def _import_pipeline(_: Any) -> None:
 
 
 def _register_pipeline(module: Any) -> None:
+    # By its Auto class: that is what a pipeline that is saved can be loaded with again.
     import_module("transformers.pipelines").PIPELINE_REGISTRY.register_pipeline(
         "image-to-latex",
         pipeline_class=module.ImageToLatexPipeline,
-        pt_model=(_ours("modeling_abm", "ABMForConditionalGeneration"),),
+        pt_model=(import_module("transformers").AutoModelForImageTextToText,),
         type="multimodal",
     )

@@ -5,8 +5,11 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from transformers import pipeline
 
 import abm_hf
 from abm_hf import ABMForConditionalGeneration
@@ -59,6 +62,32 @@ def test_remote_code_loads_without_the_package(tiny_checkpoint: Path, tmp_path: 
     model = ABMForConditionalGeneration.from_pretrained(tiny_checkpoint).eval()
     inputs = abm_hf.ABMProcessor()(images=torch.eye(40).mul(255).byte().numpy())
     assert remote.splitlines() == [str(model.generate(**inputs, max_length=10, num_beams=2).tolist()), "3"]
+
+
+@pytest.mark.parametrize("task", ["image-to-latex", "image-to-text"])
+def test_the_pipeline_of_a_checkpoint_loads_without_the_package(
+    tiny_checkpoint: Path, tmp_path: Path, task: str
+) -> None:
+    """Also under the task of the card's tag, which the Hub's own snippet names."""
+    Image.fromarray(np.eye(60, 90, dtype=np.uint8) * 255).save(tmp_path / "formula.png")
+    code = f"""
+    from transformers import pipeline
+
+    recognizer = pipeline({task!r}, model={str(tiny_checkpoint)!r}, trust_remote_code=True)
+    print(recognizer("formula.png", max_length=8))
+    """
+    remote = _run(_WITHOUT_PACKAGE + textwrap.dedent(code), tmp_path, HF_MODULES_CACHE=str(tmp_path / "modules"))
+    here = pipeline("image-to-latex", model=str(tiny_checkpoint), trust_remote_code=True)
+    (expected,) = here(str(tmp_path / "formula.png"), max_length=8)
+    assert repr(expected["latex"]) in remote
+
+
+def test_a_saved_pipeline_loads_again(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    image = np.eye(60, 90, dtype=np.uint8) * 255
+    saved = pipeline("image-to-latex", model=str(tiny_checkpoint), trust_remote_code=True)
+    saved.save_pretrained(tmp_path / "saved")
+    loaded = pipeline("image-to-latex", model=str(tmp_path / "saved"), trust_remote_code=True)
+    assert loaded(image, max_length=8) == saved(image, max_length=8)
 
 
 def test_auto_classes_know_the_package(tiny_checkpoint: Path, tmp_path: Path) -> None:

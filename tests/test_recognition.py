@@ -149,7 +149,7 @@ def test_explanation(recognizer: Recognizer) -> None:
 
 
 def test_pipeline(tiny_checkpoint: Path, recognizer: Recognizer) -> None:
-    recognizer_pipeline = pipeline("image-to-latex", model=str(tiny_checkpoint), trust_remote_code=False)
+    recognizer_pipeline = pipeline("image-to-latex", model=str(tiny_checkpoint), trust_remote_code=True)
     images = [_drawing(100 + 40 * seed, 60 + 10 * seed, seed) for seed in range(3)]
     expected = [result.latex for result in recognizer(images, num_beams=2, max_length=10)]
     answers = recognizer_pipeline(images, batch_size=2, num_beams=2, max_length=10)
@@ -168,7 +168,7 @@ def test_pipeline(tiny_checkpoint: Path, recognizer: Recognizer) -> None:
     with pytest.raises(ValueError, match="rescoring_weight"):
         recognizer_pipeline(images[0], rescoring_weight=2.0)
     unsure = pipeline(
-        "image-to-latex", model=str(tiny_checkpoint), trust_remote_code=False, min_score=1.1, num_beams=1
+        "image-to-latex", model=str(tiny_checkpoint), trust_remote_code=True, min_score=1.1, num_beams=1
     )
     assert unsure(images[0], max_length=10)[0]["latex"] is None, "options count when they are given at construction"
 

@@ -19,6 +19,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..tokenization_abm import ABM_VOCABULARY
 
+#: The task under which the Hub lists the model, and which its snippet names.
+PIPELINE_TAG = "image-to-text"
+
 _CITATION = """@inproceedings{bian2022abm,
   title = {Handwritten Mathematical Expression Recognition via Attention Aggregation based Bi-directional Mutual
            Learning},
@@ -44,6 +47,15 @@ model = AutoModelForImageTextToText.from_pretrained("{repository}", trust_remote
 processor = AutoProcessor.from_pretrained("{repository}", trust_remote_code=True)
 inputs = processor(images="formula.png")
 print(processor.batch_decode(model.generate(**inputs, num_beams=10), skip_special_tokens=True))
+```
+
+Or, with the answer rescored by the other branch and its probability:
+
+```python
+from transformers import pipeline
+
+recognizer = pipeline("image-to-latex", model="{repository}", trust_remote_code=True)
+print(recognizer("formula.png"))
 ```
 
 With the package `abm-hf` installed:
@@ -135,7 +147,7 @@ def _metadata(results: Sequence[dict[str, Any]], name: str, datasets: list[str] 
         license="other",
         license_name="research-non-commercial",
         library_name="transformers",
-        pipeline_tag="image-to-text",
+        pipeline_tag=PIPELINE_TAG,
         tags=["handwritten-mathematics", "latex", "ocr", "crohme", "inkml", "abm", "arxiv:2112.03603"],
         datasets=datasets,
         metrics=["exprate", "wer"],

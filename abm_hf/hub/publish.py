@@ -22,7 +22,7 @@ from ..modeling_abm import ABMForConditionalGeneration
 from ..pretrained import PACKAGED, CheckpointError, checkpoint_path
 from ..processing_abm import ABMProcessor
 from ..tokenization_abm import ABMTokenizer
-from .card import write_model_card
+from .card import PIPELINE_TAG, write_model_card
 
 # What a checkpoint directory may hold besides model, processor and code: the evidence that its card states.
 _EVIDENCE = (
@@ -41,6 +41,12 @@ _AUTO_CLASSES: dict[Any, str] = {
     ABMTokenizer: "AutoTokenizer",
     ABMProcessor: "AutoProcessor",
 }
+
+
+# What `pipeline(task, model=…, trust_remote_code=True)` needs to know. The Hub's own snippet names the task of the
+# card's `pipeline_tag`, which transformers itself no longer has.
+_PIPELINE = {"impl": "pipeline_abm.ImageToLatexPipeline", "pt": ["AutoModelForImageTextToText"], "type": "multimodal"}
+_PIPELINES = {"image-to-latex": _PIPELINE, PIPELINE_TAG: _PIPELINE}
 
 
 class HubError(RuntimeError):
@@ -67,6 +73,7 @@ def save_pretrained(
         cls.register_for_auto_class(auto_class)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    model.config.custom_pipelines = _PIPELINES
     model.save_pretrained(folder)
     (processor or ABMProcessor()).save_pretrained(folder)
     # The library copies what a class's file imports; what those import in turn is left to us.
