@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from abm_hf.ink.inkml import read_inkml, write_inkml
-from abm_hf.ink.strokes import Ink, InkError, Symbol
+from abm_hf.ink.strokes import Ink, InkError, InkWarning, Symbol
 
 fuzz = settings(
     max_examples=int(os.environ.get("ABM_HF_FUZZ_EXAMPLES", "300")),
@@ -182,6 +182,167 @@ def test_sources(tmp_path):
         read_inkml(tmp_path / "missing.inkml")
 
 
+# --- what the recommendation lets a file declare ---
+
+
+def test_the_recommendations_own_trace():
+    """The example of section 3.2.1, with the points of its table."""
+    head = """<traceFormat><channel name="X" type="integer"/><channel name="Y" type="integer"/><intermittentChannels>
+        <channel name="S1" type="boolean" default="F"/><channel name="S2" type="boolean" default="F"/>
+        </intermittentChannels></traceFormat>"""
+    body = """1125 18432,'23'43,"7"-8,3-5,7 -3,6 2,6 8,3 6 T,2 4*T,3 6,3-6 F F"""
+    x = [1125, 1148, 1178, 1211, 1251, 1297, 1349, 1404, 1461, 1521, 1584]
+    y = [18432, 18475, 18510, 18540, 18567, 18596, 18633, 18676, 18723, 18776, 18823]
+    assert points(ink_with(body, head)) == [[list(point) for point in zip(x, y, strict=True)]]
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("1 2, '3 '4, 5 6", [[1, 2], [4, 6], [9, 12]]),
+        ("1 2,'3'4,!5 6", [[1, 2], [4, 6], [5, 12]]),  # each channel has a prefix of its own
+        ("1 2,'3'4,* *", [[1, 2], [4, 6], [7, 10]]),
+        ("1 2,* -3", [[1, 2], [1, -3]]),
+        ("#1F #-2, -#a 3".replace("#-", "-#"), [[31, -2], [-10, 3]]),
+        ("1-2.5-3,.5+1", [[1, -2.5], [0.5, 1]]),
+        ("1,119 2,119 3,120", [[1, 119], [2, 119], [3, 120]]),  # the separators exchanged, as InkSight's files are
+        ("223,42", [[223, 42]]),
+    ],
+)
+def test_short_forms(body, expected):
+    assert points(ink_with(body)) == [expected]
+
+
+def channel(name: str, **attributes: str) -> str:
+    return f"<channel name='{name}' " + " ".join(f"{key}='{value}'" for key, value in attributes.items()) + "/>"
+
+
+@pytest.mark.parametrize(
+    ("channels", "expected"),
+    [
+        (channel("X", orientation="+ve") + channel("Y", orientation="-ve"), [[1, -2], [3, -4]]),
+        (channel("Y", orientation="-ve") + channel("X"), [[2, -1], [4, -3]]),
+        (channel("X", orientation="-ve") + channel("Y"), [[-1, 2], [-3, 4]]),
+        (channel("X", units="mm") + channel("Y", units="cm"), [[1, 20], [3, 40]]),
+        (channel("X", units="pc") + channel("Y", units="pt"), [[1, 2 / 12], [3, 4 / 12]]),
+        (channel("X") + channel("Y", units="m"), [[1, 2000], [3, 4000]]),  # without a unit: mm
+        (channel("X", units="dev") + channel("Y", units="dev"), [[1, 2], [3, 4]]),
+        (
+            "<intermittentChannels>" + channel("F") + "</intermittentChannels>" + channel("X") + channel("Y"),
+            [[1, 2], [3, 4]],
+        ),
+    ],
+)
+def test_orientation_units_and_order(channels, expected):
+    found = points(ink_with("1 2 9, 3 4 9", f"<traceFormat>{channels}</traceFormat>"))
+    assert np.allclose(found, [expected], rtol=1e-12)
+
+
+Y_FIRST = "<traceFormat xml:id='f'><channel name='Y'/><channel name='X'/></traceFormat>"
+FLIPPED = """<canvasTransform xml:id='t'><mapping type='affine'><affine>2 0 10, 0 -1 5,</affine></mapping>
+</canvasTransform>"""
+
+BOUND = "<bind source='Y'/><bind source='X'/><affine>"
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        (f"<definitions><context xml:id='c'>{Y_FIRST}</context></definitions>", [2, 1]),
+        (f"<definitions>{Y_FIRST}<context xml:id='c' traceFormatRef='#f'/></definitions>", [2, 1]),
+        (f"<context xml:id='c'><inkSource xml:id='s'>{Y_FIRST}</inkSource></context>", [2, 1]),
+        (f"<inkSource xml:id='s'>{Y_FIRST}</inkSource><context xml:id='c' inkSourceRef='#s'/>", [2, 1]),
+        (f"<context xml:id='b'>{Y_FIRST}</context><context xml:id='c' contextRef='#b'/>", [2, 1]),
+        (f"<context xml:id='b'>{Y_FIRST}</context><context xml:id='c'/>", [1, 2]),
+        (f"<context xml:id='c'>{FLIPPED}</context>", [12, 3]),
+        (f"<definitions>{FLIPPED}<context xml:id='c' canvasTransformRef='#t'/></definitions>", [12, 3]),
+        (f"<context xml:id='c'>{FLIPPED.replace('<affine>', BOUND)}{Y_FIRST}</context>", [12, 3]),
+        (
+            f"""<context xml:id='c'>{FLIPPED}<canvas><traceFormat><channel name='X'/>
+            <channel name='Y' orientation='-ve'/></traceFormat></canvas></context>""",
+            [12, -3],
+        ),
+        ("<context xml:id='c'><canvasTransform><mapping type='identity'/></canvasTransform></context>", [1, 2]),
+    ],
+)
+def test_contexts_and_canvas(head, expected):
+    ink = f"<ink>{head}<traceGroup contextRef='#c'><trace>1 2</trace></traceGroup></ink>"
+    assert points(ink.encode()) == [[expected]]
+
+
+def test_a_stream_changes_its_context():
+    first = "<context><traceFormat><channel name='Y'/><channel name='X'/></traceFormat></context>"
+    second = "<context><traceFormat><channel name='X'/><channel name='Y' orientation='-ve'/></traceFormat></context>"
+    ink = f"<ink>{first}<trace>1 2</trace>{second}<trace>1 2</trace></ink>"
+    assert points(ink.encode()) == [[[2, 1]], [[1, -2]]]
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        ("<context xml:id='c' traceFormatRef='#none'/>", "<context> refers to '#none', which is not in this file"),
+        ("<context xml:id='c' contextRef='#c'/>", "circle"),
+        (
+            "<context xml:id='c'><canvasTransform><mapping type='mathml'/></canvasTransform></context>",
+            "canvasTransform of type 'mathml' is not supported",
+        ),
+        (
+            "<context xml:id='c'><canvasTransform><mapping type='affine'><affine>1 0 0 0, 0 1 0 0</affine></mapping>"
+            "</canvasTransform></context>",
+            "affine matrix '1 0 0 0, 0 1 0 0' is not supported",
+        ),
+        (f"<context xml:id='c'>{FLIPPED}{Y_FIRST}</context>", "affine matrix without <bind>"),
+        (
+            "<context xml:id='c'><traceFormat><channel name='X'><mapping type='lookup'/></channel><channel name='Y'/>"
+            "</traceFormat></context>",
+            "mapping of X or Y is not supported",
+        ),
+        (
+            "<context xml:id='c'><traceFormat><channel name='X' units='dev'/><channel name='Y' units='cm'/>"
+            "</traceFormat></context>",
+            "X is in 'dev' and Y in 'cm': their ratio is not known",
+        ),
+        (
+            "<context xml:id='c'><canvasTransform><mapping type='affine'><affine>1e9 0 0, 0 1 0</affine></mapping>"
+            "</canvasTransform></context>",
+            "on the canvas, too far for a pen",
+        ),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(head, reason):
+    with pytest.raises(InkError, match=reason):
+        read_inkml(f"<ink>{head}<trace contextRef='#c'>1 2, 3 4</trace></ink>".encode())
+
+
+def test_a_continued_trace_is_one_stroke():
+    data = b"""<ink><trace xml:id="a" continuation="begin">1 2, 3 4</trace><trace xml:id="b">9 9</trace>
+        <trace xml:id="c" continuation="end" priorRef="#a">5 6</trace>
+        <traceGroup><annotation type="truth">x</annotation><traceView traceDataRef="#c"/></traceGroup></ink>"""
+    ink = read_inkml(data)
+    assert [stroke.tolist() for stroke in ink.strokes] == [[[1, 2], [3, 4], [5, 6]], [[9, 9]]]
+    assert ink.symbols == (Symbol("x", (0,)),)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "reason", "kept"),
+    [
+        ('traceDataRef="0"', 'traceDataRef="9"', 24, "the symbol 'x' names trace '9', which is not there", ["1"]),
+        ('<trace id="1">', '<trace id="0">', 23, "the symbol 'x' names trace '1', which is not there", ["1"]),
+        ('<trace id="1">', '<trace id="2">', 23, "the symbol 'x' names trace '1', which is not there", []),
+    ],
+)
+def test_ink_outlives_a_wrong_segmentation(tmp_path, old, new, line, reason, kept):
+    """A segment that names a missing trace, or one of several with the same id, goes; strokes and label stay."""
+    path = tmp_path / "wrong.inkml"
+    path.write_text(CROHME.replace(old, new, 1))
+    with pytest.warns(InkWarning) as caught:
+        ink = read_inkml(path)
+    assert (ink.label, len(ink.strokes)) == ("$x_1$", 3)
+    assert [symbol.label for symbol in ink.symbols] == kept
+    assert str(caught[0].message).startswith(f"{path}:{line}: {reason}")
+    assert len(caught) == 2 - len(kept)
+
+
 # --- what it refuses, and how it says so ---
 
 
@@ -194,10 +355,11 @@ def test_sources(tmp_path):
         ("7.5 8,", "7.5,", 16, "point 0 of trace '1', '7.5': 1 values, but at least 2 are needed"),
         ("7.5 8,", "7.5 8,,", 16, "point 1 of trace '1', '': 0 values"),
         ("7.5 8,", "7.5 8x,", 16, "'8x' is not a number"),
-        ("7.5 8,", "7.5 8, '1 '2,", 16, "difference-encoded"),
+        ("7.5 8,", "7.5 8, '1 2x,", 16, "point 1 of trace '1', \"'1 2x\": '2x' is not a number"),
+        ("7.5 8,", "* 8,", 15, "trace '1' has a point without X or Y, or too far for a pen"),
+        ("7.5 8,", "9e8 8, '9e8 1,", 15, "trace '1' has a point without X or Y, or too far for a pen"),
+        ('<trace id="1">', '<trace id="1" contextRef="#c">', 15, "<trace> refers to '#c', which is not in this file"),
         ('name="X"', 'name="Z"', 2, "traceFormat has no X and Y"),
-        ('traceDataRef="0"', 'traceDataRef="9"', 24, "names trace '9', which is not there"),
-        ('<trace id="1">', '<trace id="0">', 15, "two traces have the id '0'"),
         ("</math>", "</mat>", 10, "not well-formed XML"),
         ("</ink>", "", 30, "not well-formed XML"),
         ("$x_1$", "\0", 8, "not well-formed XML"),

@@ -7,6 +7,7 @@ declaration is refused before it reaches the parser: ink needs none, and entity 
 
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -14,7 +15,8 @@ from typing import BinaryIO
 import numpy as np
 from lxml import etree
 
-from .strokes import MAX_COORDINATE, Ink, InkError, Symbol
+from .strokes import MAX_COORDINATE, Ink, InkError, InkWarning, Symbol
+from .trace_format import TraceFormat, TraceFormats, children, elements, identifier, read_encoded, read_values, text_of
 
 #: Larger files are refused. The largest file of CROHME has 61 kB; an hour of writing at 200 points/s has about 10 MB.
 MAX_BYTES = 16 * 2**20
@@ -23,7 +25,8 @@ MAX_BYTES = 16 * 2**20
 LABEL_TYPES = ("truth", "label", "normalizedLabel")
 
 _INKML = "http://www.w3.org/2003/InkML"
-_XML_ID = "{http://www.w3.org/XML/1998/namespace}id"
+# A point whose values have commas between them, in a trace whose points have spaces.
+_EXCHANGED = re.compile(r"[-+]?[\d.]+(?:[eE][-+]?\d+)?(?:,[-+]?[\d.]+(?:[eE][-+]?\d+)?)+,?")
 
 Source = str | os.PathLike[str] | bytes | BinaryIO
 
@@ -32,8 +35,10 @@ def read_inkml(source: Source, *, max_bytes: int = MAX_BYTES) -> Ink:
     """Reads one expression from InkML.
 
     Channels are taken by the names that `traceFormat` gives: X and Y, and T where every point has it; others, such as
-    pressure, are left out. Without a `traceFormat` the first two values are x and y. Elements are recognised with or
-    without namespace. Traces without any point and pen-up traces are left out.
+    pressure, are left out. Without a `traceFormat` the first two values are x and y. Orientation, units, contexts,
+    affine canvas transforms and differences are followed as the W3C recommendation defines them. Elements are
+    recognised with or without namespace. Traces without any point and pen-up traces are left out; one that continues
+    another is joined to it. A segment whose traces cannot be told is left out with an [`InkWarning`].
 
     Args:
         source (`str`, `os.PathLike`, `bytes` or binary file): The file, by path, by content or open.
@@ -46,30 +51,36 @@ def read_inkml(source: Source, *, max_bytes: int = MAX_BYTES) -> Ink:
 
     Raises:
         InkError: The file is not well-formed XML, declares a document type, is too large or is not InkML; it has no
-            points; a number is missing, unreadable, NaN, infinite or absurd; or the segmentation names a trace
-            that is not there. The error names file, line and reason.
+            points; a number is missing, unreadable, NaN, infinite or absurd; or its coordinates are declared in a way
+            that is not supported. The error names file, line and reason.
         OSError: The file cannot be opened or read.
     """
     data, name = _load(source, max_bytes)
     root = _parse(data, name)
     label, annotations = _read_annotations(root)
-    columns = _channel_columns(root, name)
+    formats = TraceFormats(root, name)
     strokes: list[np.ndarray] = []
     stroke_of: dict[str, int | None] = {}  # trace id -> index of its stroke, None where the trace was left out
-    for trace in _elements(root, "trace"):
-        points = _read_trace(trace, columns, name)
-        identifier = _identifier(trace)
-        if identifier in stroke_of:
-            raise InkError(f"two traces have the id {identifier!r}", name, trace.sourceline)
-        if identifier is not None:
-            stroke_of[identifier] = len(strokes) if points is not None else None
+    repeated: set[str] = set()
+    for trace in elements(root, "trace"):
+        points = _read_trace(trace, formats, name)
+        index = None
         if points is not None:
-            strokes.append(points)
+            prior = stroke_of.get(trace.get("priorRef", "").removeprefix("#"))
+            if prior is not None and trace.get("continuation") in ("middle", "end"):
+                index, columns = prior, min(strokes[prior].shape[1], points.shape[1])
+                strokes[index] = np.vstack([strokes[index][:, :columns], points[:, :columns]])
+            else:
+                index = len(strokes)
+                strokes.append(points)
+        if (key := identifier(trace)) is not None:
+            repeated.update({key} & stroke_of.keys())
+            stroke_of[key] = index
     if not strokes:
         raise InkError("there is no trace with a point in it", name, root.sourceline)
     if min(stroke.shape[1] for stroke in strokes) == 2:  # time is of use only where every stroke has it
         strokes = [stroke[:, :2] for stroke in strokes]
-    symbols = tuple(_read_symbols(root, stroke_of, name))
+    symbols = tuple(_read_symbols(root, stroke_of, repeated, name))
     return Ink(tuple(strokes), label=label, symbols=symbols, annotations=annotations)
 
 
@@ -158,28 +169,11 @@ def _local_name(element: etree._Element) -> str:
     return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""  # comments have a function as tag
 
 
-def _elements(root: etree._Element, name: str) -> Iterator[etree._Element]:
-    """Descendants of that name, in or out of any namespace, in document order."""
-    return root.iter(f"{{*}}{name}")
-
-
-def _children(element: etree._Element, name: str) -> list[etree._Element]:
-    return element.findall(f"{{*}}{name}")
-
-
-def _text(element: etree._Element) -> str:
-    return str(element.xpath("string()")) if len(element) else element.text or ""  # comments may stand between
-
-
-def _identifier(element: etree._Element) -> str | None:
-    return element.get(_XML_ID) or element.get("id")
-
-
 def _read_annotations(root: etree._Element) -> tuple[str | None, dict[str, str]]:
     """The label, and the other annotations. Of several annotations of one type the first counts."""
     found: dict[str, str] = {}
-    for element in _children(root, "annotation"):
-        kind, text = element.get("type", element.get("typx")), _text(element)
+    for element in children(root, "annotation"):
+        kind, text = element.get("type", element.get("typx")), text_of(element)
         if kind is not None and (text.strip() or kind != LABEL_TYPES[0]):  # a blank truth is none
             found.setdefault(kind, text)
     for kind in LABEL_TYPES:
@@ -188,86 +182,111 @@ def _read_annotations(root: etree._Element) -> tuple[str | None, dict[str, str]]
     return None, found
 
 
-def _channel_columns(root: etree._Element, name: str | None) -> tuple[int, int, int | None]:
-    """Where X, Y and, if it is declared, T stand among the values of a point."""
-    for trace_format in _elements(root, "traceFormat"):
-        # Not only the children: channels that may be missing stand in <intermittentChannels>, after the others.
-        channels = [channel.get("name", "").upper() for channel in _elements(trace_format, "channel")]
-        if not channels:
-            continue
-        if "X" not in channels or "Y" not in channels:
-            raise InkError(f"traceFormat has no X and Y among {channels}", name, trace_format.sourceline)
-        return channels.index("X"), channels.index("Y"), channels.index("T") if "T" in channels else None
-    return 0, 1, None
-
-
-def _read_trace(trace: etree._Element, columns: tuple[int, int, int | None], name: str | None) -> np.ndarray | None:
-    """Points of one trace, (N, 2) or (N, 3) float64, or None where the trace has none to draw."""
-    text = _text(trace).rstrip().removesuffix(",")
+def _read_trace(trace: etree._Element, formats: TraceFormats, name: str | None) -> np.ndarray | None:
+    """Points of one trace on the canvas, (N, 2) or (N, 3) float64, or None where the trace has none to draw."""
+    text = text_of(trace).rstrip().removesuffix(",")
     if not text.strip() or trace.get("type") == "penUp":
         return None
+    trace_format = formats.of(trace)
+    points = _numbers(text, trace_format)
+    if points is None or not np.isfinite(points).all() or np.abs(points[:, :2]).max() > MAX_COORDINATE:
+        raise _bad_point(trace, text, trace_format.used(min(len(point.split()) for point in text.split(","))), name)
+    placed = trace_format.on_canvas(points)
+    if np.abs(placed[:, :2]).max() > MAX_COORDINATE:
+        reason = f"trace {identifier(trace)!r} is beyond ±{MAX_COORDINATE:g} on the canvas, too far for a pen"
+        raise InkError(reason, name, trace.sourceline)
+    return placed
+
+
+def _numbers(text: str, trace_format: TraceFormat) -> np.ndarray | None:
+    """Points of a trace as written: in plain numbers, in short forms, or with the two separators exchanged."""
     rows = [point.split() for point in text.split(",")]
-    x, y, t = columns
-    used = [x, y] if t is None or min(map(len, rows)) <= t else [x, y, t]
+    used = trace_format.used(min(map(len, rows)))
     try:
-        points = np.array([[float(row[column]) for column in used] for row in rows])
+        return np.array([[float(row[column]) for column in used] for row in rows])
     except (ValueError, IndexError):
-        raise _bad_point(trace, text, used, name) from None
-    if not np.isfinite(points).all() or np.abs(points[:, :2]).max() > MAX_COORDINATE:
-        raise _bad_point(trace, text, used, name)
-    return points
+        pass
+    # "1,119 2,119", as some programs write it, lacks Y in the recommendation's form.
+    if all(_EXCHANGED.fullmatch(word) for word in text.split()):
+        text = ",".join(word.strip(",").replace(",", " ") for word in text.split())
+    try:
+        return read_encoded(text, trace_format)
+    except (ValueError, IndexError):
+        return None
 
 
 def _bad_point(trace: etree._Element, text: str, used: list[int], name: str | None) -> InkError:
     """The error that names the first unusable point of a trace, and its line."""
     start = 0
     for number, point in enumerate(text.split(",")):
-        fault = _fault(point.split(), used)
+        fault = _fault(point, used)
         if fault:
             before = text[: start + len(point) - len(point.lstrip())]
-            reason = f"point {number} of trace {_identifier(trace)!r}, {point.strip()[:60]!r}: {fault}"
+            reason = f"point {number} of trace {identifier(trace)!r}, {point.strip()[:60]!r}: {fault}"
             return InkError(reason, name, trace.sourceline + before.count("\n"))
         start += len(point) + 1
-    raise AssertionError("a point that could not be used has no fault")
+    reason = f"trace {identifier(trace)!r} has a point without X or Y, or too far for a pen"
+    return InkError(reason, name, trace.sourceline)
 
 
-def _fault(values: list[str], used: list[int]) -> str | None:
-    """What keeps the values of one point from being used, if anything does."""
-    if len(values) <= max(used):
-        return f"{len(values)} values, but at least {max(used) + 1} are needed"
-    for rank, value in enumerate(values[column] for column in used):
+def _fault(point: str, used: list[int]) -> str | None:
+    """What keeps one point from being used, if anything does."""
+    words = point.split()
+    try:
+        count = len(read_values(point))
+    except ValueError:
+        count = len(words)
+    if count <= max(used):
+        return f"{count} values, but at least {max(used) + 1} are needed"
+    if count != len(words):  # in short form
+        return None
+    for rank, word in enumerate(words[column] for column in used):
         try:
-            number = float(value)
+            number = float(word)
         except ValueError:
-            if value[0] in "!'\"*":
-                return f"{value!r} is difference-encoded, which is not supported: export absolute values"
-            return f"{value!r} is not a number"
+            if _is_value(word):
+                continue
+            return f"{word!r} is not a number"
         if not np.isfinite(number):
-            return f"{value!r} is not finite"
+            return f"{word!r} is not finite"
         if rank < 2 and abs(number) > MAX_COORDINATE:  # time may be of any size
-            return f"{value!r} is beyond ±{MAX_COORDINATE:g}, too far for a pen"
+            return f"{word!r} is beyond ±{MAX_COORDINATE:g}, too far for a pen"
     return None
 
 
-def _read_symbols(root: etree._Element, stroke_of: dict[str, int | None], name: str | None) -> Iterator[Symbol]:
-    """The symbols of the segmentation: groups that name traces and nothing but traces, and say what they are."""
-    for group in _elements(root, "traceGroup"):
-        views = _children(group, "traceView")
-        labels = [_text(a) for a in _children(group, "annotation") if (a.get("type") or a.get("typx")) == "truth"]
-        if not views or not labels or _children(group, "traceGroup"):
+def _is_value(word: str) -> bool:
+    try:
+        return len(read_values(word)) == 1
+    except ValueError:
+        return False
+
+
+def _read_symbols(
+    root: etree._Element, stroke_of: dict[str, int | None], repeated: set[str], name: str | None
+) -> Iterator[Symbol]:
+    """The symbols of the segmentation: groups that name traces and nothing but traces, and say what they are.
+
+    The segmentation is what others say about the ink: where it is wrong, the ink is none the worse.
+    """
+    for group in elements(root, "traceGroup"):
+        views = children(group, "traceView")
+        labels = [text_of(a) for a in children(group, "annotation") if (a.get("type") or a.get("typx")) == "truth"]
+        if not views or not labels or children(group, "traceGroup"):
             continue
         strokes = []
         for view in views:
             reference = view.get("traceDataRef", "").removeprefix("#")
-            if reference not in stroke_of:
-                raise InkError(
-                    f"the segmentation names trace {reference!r}, which is not there", name, view.sourceline
-                )
+            if reference not in stroke_of or reference in repeated:
+                fault = "which is not there" if reference not in stroke_of else "an id that several traces have"
+                reason = f"the symbol {labels[0].strip()!r} names trace {reference!r}, {fault}: it is left out"
+                warnings.warn(InkWarning(reason, name, view.sourceline), stacklevel=3)
+                break
             stroke = stroke_of[reference]
             if stroke is not None:
                 strokes.append(stroke)
-        if strokes:
-            yield Symbol(labels[0], tuple(strokes))
+        else:
+            if strokes:
+                yield Symbol(labels[0], tuple(strokes))
 
 
 def _to_xml(ink: Ink) -> etree._Element:

@@ -30,11 +30,28 @@ class InkError(ValueError):
         self.line = line
 
     def __str__(self) -> str:
-        if self.file is None and self.line is None:
-            return self.reason
-        if self.file is None or self.line is None:
-            return f"{self.file or f'line {self.line}'}: {self.reason}"
-        return f"{self.file}:{self.line}: {self.reason}"
+        return _located(self.reason, self.file, self.line)
+
+
+class InkWarning(UserWarning):
+    """What was left out of ink that can be used all the same; arguments as of [`InkError`]."""
+
+    def __init__(self, reason: str, file: str | None = None, line: int | None = None):
+        super().__init__(reason, file, line)
+        self.reason = reason
+        self.file = file
+        self.line = line
+
+    def __str__(self) -> str:
+        return _located(self.reason, self.file, self.line)
+
+
+def _located(reason: str, file: str | None, line: int | None) -> str:
+    if file is None and line is None:
+        return reason
+    if file is None or line is None:
+        return f"{file or f'line {line}'}: {reason}"
+    return f"{file}:{line}: {reason}"
 
 
 @dataclass(frozen=True)
