@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
+import shutil
 import struct
+import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -43,13 +46,123 @@ def _recognize(
 def test_one_line_for_each_input(
     capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, answers, errors = _recognize(capsys, tiny_checkpoint, pictures)
-    assert (code, len(answers), errors) == (0, 3, [])
     files = [pictures / "0.png", pictures / "1.png", pictures / "2.png"]
-    assert _recognize(capsys, tiny_checkpoint, *files) == (0, answers, [])
+    code, answers, errors = _recognize(capsys, tiny_checkpoint, pictures, "--no-with-names")
+    assert (code, len(answers), errors) == (0, 3, [])
+    named = [f"{file}\t{answer}" for file, answer in zip(files, answers, strict=True)]
+    assert _recognize(capsys, tiny_checkpoint, pictures) == (0, named, []), "several inputs are told apart"
+    assert _recognize(capsys, tiny_checkpoint, *files) == (0, named, [])
+    assert _recognize(capsys, tiny_checkpoint, files[1]) == (0, [answers[1]], [])
+    assert _recognize(capsys, tiny_checkpoint, files[1], "--with-names") == (0, [named[1]], [])
     stdin = io.TextIOWrapper(io.BytesIO((pictures / "1.png").read_bytes()))
     monkeypatch.setattr(sys, "stdin", stdin)
     assert _recognize(capsys, tiny_checkpoint, "-") == (0, [answers[1]], [])
+
+
+@pytest.fixture
+def oddly_named(pictures: Path) -> Path:
+    """A folder with pictures whose names are no UTF-8, hold a line break, or are Chinese, between plain ones."""
+    try:
+        (pictures / "1.png").rename(os.fsdecode(os.fsencode(pictures) + b"/1caf\xe9.png"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    (pictures / "2.png").rename(pictures / "2\n公式.png")
+    Image.new("L", (300, 100), 255).save(os.fsdecode(os.fsencode(pictures) + b"/3bl\xe5nk.png"))
+    shutil.copy(pictures / "0.png", pictures / "4.png")
+    return pictures
+
+
+def test_no_name_ends_a_batch(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, oddly_named: Path, tmp_path: Path
+) -> None:
+    escaped = ["0.png", r"1caf\xe9.png", "2\n公式.png", r"3bl\xe5nk.png", "4.png"]
+    code, lines, errors = _recognize(capsys, tiny_checkpoint, oddly_named)
+    on_a_line = [name.replace("\n", r"\n") for name in escaped]
+    assert code == 1 and [line.partition("\t")[0] for line in lines] == [f"{oddly_named}/{name}" for name in on_a_line]
+    assert len(errors) == 1 and r"3bl\xe5nk.png: no ink" in errors[0]
+    code, lines, _ = _recognize(capsys, tiny_checkpoint, oddly_named, "--json")
+    assert code == 1 and [json.loads(line)["file"] for line in lines] == [f"{oddly_named}/{name}" for name in escaped]
+    output = tmp_path / "out.jsonl"
+    assert _recognize(capsys, tiny_checkpoint, oddly_named, "--output", output)[0] == 1
+    written = output.read_text(encoding="utf-8")
+    assert [json.loads(line)["file"] for line in written.splitlines()] == [f"{oddly_named}/{n}" for n in escaped]
+    assert r"3bl\xe5nk" in json.loads(written.splitlines()[3])["error"]
+    assert _recognize(capsys, tiny_checkpoint, oddly_named, "--output", output)[0] == 1
+    assert output.read_text(encoding="utf-8") == written, "only the failure is tried again"
+    code, paths, _ = _recognize(
+        capsys, tiny_checkpoint, oddly_named, "--format", "png", "--output", tmp_path / "drawn"
+    )
+    assert code == 1 and len(paths) == 4 and all(Path(path).is_file() for path in paths)
+
+
+def test_names_that_the_terminal_lacks(tiny_checkpoint: Path, oddly_named: Path) -> None:
+    """As on a Windows console: what its encoding lacks is escaped, in JSON as JSON does it."""
+    command = [sys.executable, "-m", "abm_hf.cli.main", "recognize", str(oddly_named), "--model", str(tiny_checkpoint)]
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    for form in ("latex", "json"):
+        done = subprocess.run(
+            [*command, "--beams", "1", "--max-length", "5", "--format", form], env=environment, capture_output=True
+        )
+        lines = done.stdout.decode("cp1252").splitlines()
+        assert done.returncode == 1 and len(lines) == 5, done.stderr
+        if form == "json":
+            assert json.loads(lines[2])["file"].endswith("2\n公式.png")
+        else:
+            assert r"2\n\u516c\u5f0f.png" in lines[2]
+
+
+def test_a_missing_file_is_reported_before_loading(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import abm_hf.cli.recognize as command
+
+    said_before: list[str] = []
+
+    def load(*arguments: object) -> object:
+        said_before.append(capsys.readouterr().err)
+        return load_recognizer(*arguments)  # type: ignore[arg-type]
+
+    load_recognizer = command.load_recognizer
+    monkeypatch.setattr(command, "load_recognizer", load)
+    missing = pictures / "none.png"
+    code, lines, errors = _recognize(capsys, tiny_checkpoint, missing, "https://a.org/b.png")
+    assert (code, lines) == (1, [f"{missing}\t", "https:/a.org/b.png\t"])
+    assert said_before == [], "the model is not loaded for nothing"
+    assert errors == [
+        f"abm-hf: {missing}: No such file or directory",
+        "abm-hf: https:/a.org/b.png: is an address: download the picture and pass its path",
+    ]
+    code, lines, errors = _recognize(capsys, tiny_checkpoint, pictures / "0.png", missing, "--json")
+    assert code == 1 and [json.loads(line).get("error", "") for line in lines] == [
+        "",
+        f"{missing}: No such file or directory",
+    ]
+    assert said_before == [f"abm-hf: {missing}: No such file or directory\n"] and errors == []
+
+
+@pytest.mark.parametrize(("form", "package"), [("mathml", "latex2mathml"), ("png", "matplotlib")])
+def test_a_format_names_its_extra_before_loading(
+    capsys: pytest.CaptureFixture[str], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form, package
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    code, lines, errors = _run(
+        capsys, "recognize", pictures, "--format", form, "--output", tmp_path / "o", "--model", "nowhere"
+    )
+    assert (code, lines) == (2, [])
+    assert errors == [f"abm-hf: --format {form} needs {package}: pip install 'abm-hf[output]'"]
+
+
+def test_a_wrong_segmentation_is_a_line(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    ink = tmp_path / "wrong.inkml"
+    ink.write_text(
+        "<ink><trace id='a'>0 0, 40 40, 80 0</trace><traceGroup><annotation type='truth'>x</annotation>"
+        "<traceView traceDataRef='b'/></traceGroup></ink>"
+    )
+    code, answers, errors = _recognize(capsys, tiny_checkpoint, ink)
+    assert code == 0 and len(answers) == 1
+    assert errors == [f"abm-hf: {ink}:1: the symbol 'x' names trace 'b', which is not there: it is left out"]
 
 
 def test_json(capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, pictures: Path) -> None:
@@ -118,7 +231,8 @@ def test_bad_files_give_a_line_each_and_the_others_go_on(
         capsys, tiny_checkpoint, *(tmp_path / name for name in names), pictures / "0.png"
     )
     assert code == 1 and len(answers) == len(names) + 1, "a line each, so that they can be told apart"
-    assert answers[-1] and not any(answers[:-1]), "the good one is answered"
+    read = [answer.partition("\t")[2] for answer in answers]
+    assert read[-1] and not any(read[:-1]), "the good one is answered"
     assert len(errors) == len(names), errors
     for name in names:
         assert sum(name in line for line in errors) == 1, (name, errors)
@@ -160,7 +274,15 @@ def test_info(capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path) -> None
     code, lines, _ = _run(capsys, "info", "--model", tiny_checkpoint)
     text = "\n".join(lines)
     assert code == 0
-    for expected in ("abm-hf", "torch", "transformers", "device", str(tiny_checkpoint), "l2r, r2l"):
+    for expected in (
+        "abm-hf",
+        "torch",
+        "transformers",
+        "device",
+        str(tiny_checkpoint),
+        "l2r, r2l",
+        "110 LaTeX tokens",
+    ):
         assert expected in text
 
 
@@ -179,8 +301,8 @@ def test_explain(capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, pict
 
 
 def test_formats(capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
-    _, latex, _ = _recognize(capsys, tiny_checkpoint, pictures)
-    code, mathml, _ = _recognize(capsys, tiny_checkpoint, pictures, "--format", "mathml")
+    _, latex, _ = _recognize(capsys, tiny_checkpoint, pictures, "--no-with-names")
+    code, mathml, _ = _recognize(capsys, tiny_checkpoint, pictures, "--format", "mathml", "--no-with-names")
     assert code == 0 and len(mathml) == 3 and all(line.startswith("<math") for line in mathml)
     code, lines, _ = _recognize(capsys, tiny_checkpoint, pictures, "--format", "json")
     record = json.loads(lines[0])
@@ -203,7 +325,7 @@ def test_formats(capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, pict
 def test_not_sure(capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, pictures: Path) -> None:
     """An answer that is too improbable is left out, with a line that says so; the others are given."""
     code, answers, errors = _recognize(capsys, tiny_checkpoint, pictures, "--min-score", 1)
-    assert (code, answers) == (0, ["", "", ""])
+    assert (code, answers) == (0, [f"{pictures / name}\t" for name in ("0.png", "1.png", "2.png")])
     assert len(errors) == 3 and all("not sure" in line for line in errors)
     _, lines, _ = _recognize(capsys, tiny_checkpoint, pictures / "0.png", "--json", "--min-score", 1)
     record = json.loads(lines[0])

@@ -5,9 +5,11 @@ everything else to stderr. torch is imported only by commands that need it.
 """
 
 import argparse
+import io
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,29 @@ from .messages import about, fail, one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal's encoding lacks must not end a batch
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _shown_by(warnings.showwarning)
+            return options.run(options)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # such as `abm-hf recognize … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _shown_by(others: Callable[..., None]) -> Callable[..., None]:
+    """Shows our own warnings as a line each, without the place in the code, and leaves others to `others`."""
+
+    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if category.__module__.startswith(__package__.partition(".")[0]):
+            fail(str(message))
+        else:
+            others(message, category, *place)
+
+    return show
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -129,6 +147,7 @@ def _info(options: argparse.Namespace) -> int:
 
     from ..configuration_abm import ABMConfig
     from ..pretrained import CheckpointError, checkpoint_path
+    from ..tokenization_abm import ABMTokenizer
 
     print(f"abm-hf {__version__}, Python {sys.version.split()[0]}")
     for package in ("torch", "transformers", "tokenizers", "numpy", "opencv-python-headless"):
@@ -137,9 +156,11 @@ def _info(options: argparse.Namespace) -> int:
     try:
         path = checkpoint_path(options.model)
         config = ABMConfig.from_pretrained(path)
+        tokenizer = ABMTokenizer.from_pretrained(path)
     except (CheckpointError, OSError, ValueError) as error:
         return fail(one_line(error))
-    print(f"checkpoint {path}: directions {', '.join(config.directions)}, {config.num_output_tokens} output tokens")
+    count = len(set(range(config.num_output_tokens)) - set(tokenizer.all_special_ids))
+    print(f"checkpoint {path}: directions {', '.join(config.directions)}, {count} LaTeX tokens")
     return 0
 
 

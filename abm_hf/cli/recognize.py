@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..file_names import escape_name
 from .loading import load_recognizer
-from .messages import about, fail, one_line
+from .messages import about, fail, lacks, one_line
 from .sharding import PredictionFile, Shard
 from .writing import FORMATS, FileWriter, PictureWriter, StreamWriter, Writer
 
@@ -65,6 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form.add_argument("--format", choices=FORMATS, help="of the answers (latex; json with --output FILE.jsonl)")
     form.add_argument("--json", action="store_const", const="json", dest="format", help="short for --format json")
     parser.add_argument(
+        "--with-names",
+        action=argparse.BooleanOptionalAction,
+        help="put the input's name and a tab before LaTeX or MathML (default: where there may be several inputs)",
+    )
+    parser.add_argument(
         "--output",
         type=Path,
         metavar="FILE.jsonl|FOLDER",
@@ -112,7 +118,9 @@ def _contradiction(options: argparse.Namespace, shard: Shard) -> str | None:
         return "--format png needs --output, a folder (or a .png file for a single input)"
     if options.rescoring_weight is not None and options.no_rescore:
         return "--rescoring-weight has no effect with --no-rescore: leave one of them out"
-    return None
+    if options.format == "mathml":
+        return lacks("latex2mathml", "output", "--format mathml")
+    return lacks("matplotlib", "output", "--format png") if options.format == "png" else None
 
 
 def _run_processes(options: argparse.Namespace, inputs: Sequence[Any]) -> int:
@@ -154,19 +162,44 @@ def _run_shard(options: argparse.Namespace, inputs: list[Any], shard: Shard) -> 
             predictions.path.parent.mkdir(parents=True, exist_ok=True)
             predictions.mend(shard)
             done = predictions.names()
-            mine = [item for item in mine if str(item) not in done]
-        if mine or shard.count == 1:
+            mine = [item for item in mine if escape_name(str(item)) not in done]
+        missing = _report_missing(mine)
+        recognizer = None
+        if len(missing) < len(mine):
             recognizer = _load(options, shard)
             if recognizer is None:
                 return 2
-            failed = _read(recognizer, mine, options, shard)
+        if mine:
+            failed = _read(recognizer, mine, options, shard, missing)
         if predictions:
-            predictions.merge([str(item) for item in inputs])
+            predictions.merge([escape_name(str(item)) for item in inputs])
     except OSError as error:
         return fail(f"cannot write {error.filename or options.output}: {error.strerror or error}")
     except (ValueError, ImportError) as error:  # options that contradict the model or each other; a missing package
         return fail(one_line(error))
     return 1 if failed else 0
+
+
+def _report_missing(inputs: Sequence[Any]) -> dict[Any, str]:
+    """Says at once which files are not there, as loading the model takes seconds; what it says, by input."""
+    missing = {item: said for item in inputs if (said := _missing(item)) is not None}
+    for said in missing.values():
+        fail(said)
+    return missing
+
+
+def _missing(item: Any) -> str | None:
+    if item == _STDIN:
+        return None
+    if str(item).startswith(("http:/", "https:/")):
+        return f"{item}: is an address: download the picture and pass its path"
+    try:
+        Path(item).stat()
+    except FileNotFoundError as error:
+        return f"{item}: {error.strerror}"
+    except (OSError, ValueError):  # reading it will tell
+        return None
+    return None
 
 
 def _load(options: argparse.Namespace, shard: Shard) -> "BaseRecognizer | None":
@@ -183,14 +216,24 @@ def _device(options: argparse.Namespace, shard: Shard) -> str | None:
     return f"cuda:{shard.local_index % gpus}" if gpus else None
 
 
-def _read(recognizer: "BaseRecognizer", inputs: list[Any], options: argparse.Namespace, shard: Shard) -> int:
-    """Reads and writes; returns how many inputs failed."""
+def _read(
+    recognizer: Any, inputs: list[Any], options: argparse.Namespace, shard: Shard, missing: dict[Any, str]
+) -> int:
+    """Reads and writes; returns how many inputs failed. The `missing` ones have been reported."""
+    from ..inference.base import Recognition
+
     failed = 0
+    results = _results(recognizer, [item for item in inputs if item not in missing], options, shard)
     with _writer(options, shard, single=len(inputs) == 1) as writer:
-        for name, result in _results(recognizer, inputs, options, shard):
+        for item in inputs:
+            if item in missing:
+                name, result = str(item), Recognition(None, 0.0, error=missing[item])
+            else:
+                name, result = next(results)
             if result.error is not None:
                 failed += 1
-                fail(about(name, result.error))
+                if item not in missing:
+                    fail(about(name, result.error))
             elif result.score < options.min_score:
                 fail(f"{name}: not sure (the best answer has probability {result.score:.2f})")
             if problem := writer.write(name, result):
@@ -205,7 +248,10 @@ def _writer(options: argparse.Namespace, shard: Shard, single: bool) -> Writer:
     if options.output:
         path = PredictionFile(options.output).part(shard)
         return FileWriter(path, options.min_score, mathml=options.format == "mathml")
-    return StreamWriter(options.format or "latex", options.min_score)
+    names = options.with_names
+    if names is None:
+        names = len(options.inputs) > 1 or Path(options.inputs[0]).is_dir()
+    return StreamWriter(options.format or "latex", options.min_score, names)
 
 
 def _results(

@@ -1,9 +1,12 @@
 """How answers leave `abm-hf recognize`: lines on stdout, JSON lines in a file, pictures in a folder."""
 
 import json
+import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..file_names import escape_name, printable
 
 if TYPE_CHECKING:
     from ..inference.base import Recognition
@@ -34,19 +37,26 @@ class Writer(AbstractContextManager["Writer"]):
 
 
 class StreamWriter(Writer):
-    """One line on stdout for each input: LaTeX, MathML or JSON; empty where there is no answer, or it is left out."""
+    """One line on stdout for each input: LaTeX, MathML or JSON; empty where there is no answer, or it is left out.
 
-    def __init__(self, form: str = "latex", min_score: float = 0.0):
+    Args:
+        form: one of [`FORMATS`] but `png`.
+        names: whether the input's name and a tab stand before LaTeX or MathML.
+    """
+
+    def __init__(self, form: str = "latex", min_score: float = 0.0, names: bool = False):
         super().__init__(min_score)
         self.form = form
+        self.names = names
 
     def write(self, name: str, result: "Recognition") -> str | None:
         unsure = self.is_unsure(result)
         if self.form == "json":
-            print(json_line(name, result, unsure), flush=True)
+            # What the terminal's encoding lacks is escaped as JSON does it, so that it stays JSON.
+            print(json_line(name, result, unsure, only_ascii=not _is_unicode(sys.stdout.encoding)), flush=True)
         else:
             text = "" if unsure else result.mathml if self.form == "mathml" else result.latex
-            print(text or "", flush=True)
+            print(f"{printable(name)}\t{text or ''}" if self.names else text or "", flush=True)
             if text is None and result.error is None:
                 return f"there is no MathML for {result.latex!r}"
         return None
@@ -91,12 +101,12 @@ class PictureWriter(Writer):
             return str(error)
         path = self.file or self._path(name)
         picture.save(path)
-        print(path, flush=True)
+        print(printable(path), flush=True)
         return None
 
     def _path(self, name: str) -> Path:
         """`NAME.png`; inputs of one name in several folders are numbered."""
-        stem = Path(name).stem if name != "-" else "stdin"
+        stem = printable(Path(name).stem) if name != "-" else "stdin"
         path, number = self.folder / f"{stem}.png", 2
         while path in self.taken:
             path, number = self.folder / f"{stem}-{number}.png", number + 1
@@ -104,14 +114,21 @@ class PictureWriter(Writer):
         return path
 
 
-def json_line(name: str, result: "Recognition", unsure: bool = False, mathml: bool = False) -> str:
+def json_line(
+    name: str, result: "Recognition", unsure: bool = False, mathml: bool = False, only_ascii: bool = False
+) -> str:
     """A result as one line of JSON, without line break."""
-    return json.dumps(_record(name, result, unsure, mathml), ensure_ascii=False)
+    return json.dumps(_record(name, result, unsure, mathml), ensure_ascii=only_ascii)
+
+
+def _is_unicode(encoding: str | None) -> bool:
+    return (encoding or "utf-8").lower().startswith("utf")
 
 
 def _record(name: str, result: "Recognition", unsure: bool, mathml: bool) -> dict[str, Any]:
+    name = escape_name(name)
     if result.error is not None:
-        return {"file": name, "error": result.error}
+        return {"file": name, "error": escape_name(result.error)}
     assert result.image is not None
     height, width = result.image.shape
     return {
