@@ -35,7 +35,7 @@ from abm_hf.data.shards import ROW_GROUP, ShardStatistics, _read_or_skip, _to_ta
 from abm_hf.data.source import Entry, PrepareError, Record
 from abm_hf.ink.inkml import read_inkml, write_inkml
 from abm_hf.ink.rendering import render_ink
-from abm_hf.ink.strokes import Ink
+from abm_hf.ink.strokes import Ink, InkWarning
 from abm_hf.latex.normalization import normalize_latex
 from abm_hf.synthetic.expressions import synthetic_ink
 from abm_hf.training.arguments import DataArguments
@@ -632,7 +632,12 @@ def test_imagefolder_with_a_folder_for_each_split(tmp_path: Path, inks: list[Ink
         ('{"file_name": "../secret.png", "latex": "x"}', "leads out"),
         ('{"file_name": "/etc/passwd", "latex": "x"}', "leads out"),
         ('{"file_name": "a.png", "latex": 3}', "line 1"),
-        ('{"latex": "x"}', "line 1"),
+        ('{"latex": "x"}', "has no column file_name; it has latex"),
+        (
+            '{"file_name": "a.png", "text": "x"}\n{"file_name": "b.png"}',
+            "no column latex; it has file_name, text: rename",
+        ),
+        ('{"image": "a.png"}', "no column file_name and no latex; it has image"),
         ("[1]", "line 1"),
         ("{", "cannot be read"),
     ],
@@ -642,6 +647,57 @@ def test_imagefolder_metadata_is_checked(tmp_path: Path, metadata: str, message:
     (tmp_path / "in" / "metadata.jsonl").write_text(metadata)
     with pytest.raises(PrepareError, match=message):
         prepare_dataset("imagefolder", tmp_path / "in", tmp_path / "out")
+
+
+def test_imagefolder_metadata_of_windows(tmp_path: Path, inks: list[Ink]) -> None:
+    """Backslashes, spaces after the commas, a byte order mark and carriage returns."""
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "in" / "sub" / "a.png"), render_ink(inks[0]))
+    (tmp_path / "in" / "metadata.csv").write_bytes(b'\xef\xbb\xbffile_name, latex\r\nsub\\a.png, "a, b"\r\n')
+    prepare_dataset("imagefolder", tmp_path / "in", tmp_path / "out")
+    with all_rows(tmp_path / "out", "train") as rows:
+        assert [(row["id"], row["latex"]) for row in rows] == [("a", "a , b")]
+    (tmp_path / "in" / "metadata.csv").write_text("file_name,latex\n..\\secret.png,a\n")
+    with pytest.raises(PrepareError, match="leads out"):
+        prepare_dataset("imagefolder", tmp_path / "in", tmp_path / "other")
+
+
+def test_names_that_are_no_text_are_escaped(
+    tree: Path, tmp_path: Path, inks: list[Ink], capsys: pytest.CaptureFixture
+) -> None:
+    """Bytes in the names of files and folders reach rows, report and the list of what was skipped as text."""
+    folder = os.fsdecode(os.fsencode(tree) + b"/train/\xe9t\xe9")
+    try:
+        Path(folder).mkdir()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    write_inkml(Ink(inks[0].strokes, f"$ {inks[0].label} $"), os.fsdecode(os.fsencode(folder) + b"/\xe9.inkml"))
+    Path(os.fsdecode(os.fsencode(folder) + b"/bad\xe9.inkml")).write_text("<ink/>")
+    assert command("crohme-inkml", "--input", tree, "--output", tmp_path / "out", "--allow-skips") == 0
+    assert r"\xe9t\xe9 1" in capsys.readouterr().out
+    with all_rows(tmp_path / "out", "train") as rows:
+        assert [row["source"] for row in rows if row["id"] == r"\xe9"] == [r"\xe9t\xe9"]
+    skipped = json.loads((tmp_path / "out" / "skipped.jsonl").read_text(encoding="utf-8"))
+    assert (skipped["id"], skipped["file"]) == (r"bad\xe9", r"train/\xe9t\xe9/bad\xe9.inkml")
+    assert json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["splits"]["train"]["read"] == 12
+
+
+def test_a_label_that_is_no_text_is_skipped(tmp_path: Path, inks: list[Ink]) -> None:
+    (tmp_path / "in").mkdir()
+    cv2.imwrite(str(tmp_path / "in" / "a.png"), render_ink(inks[0]))
+    lines = ['{"file_name": "a.png", "latex": "a"}', r'{"file_name": "a.png", "latex": "\udce9"}']
+    (tmp_path / "in" / "metadata.jsonl").write_text("\n".join(lines))
+    report = prepare_dataset("imagefolder", tmp_path / "in", tmp_path / "out", allow_skips=True)
+    assert (report.total.kept, report.reasons) == (1, {"label: no text": 1})
+
+
+def test_a_wrong_segmentation_costs_no_row(tree: Path, tmp_path: Path) -> None:
+    path = tree / "test2014" / "e10.inkml"
+    group = "<traceGroup><annotation type='truth'>x</annotation><traceView traceDataRef='none'/></traceGroup></ink>"
+    path.write_text(path.read_text().replace("</ink>", group))
+    with pytest.warns(InkWarning, match="names trace 'none'"):
+        report = prepare_dataset("crohme-inkml", tree, tmp_path / "out")
+    assert (report.total.kept, report.total.skipped) == (13, [])
 
 
 def test_a_vocabulary_of_ones_own(tmp_path: Path, inks: list[Ink]) -> None:

@@ -53,13 +53,17 @@ separated from the paper, scaled and redrawn with a pen of 3 px, 255 on 0."""
             yield from found
 
     def _read_metadata(self, metadata: Path) -> Iterator[Entry]:
-        for number, line in _lines(metadata):
-            where = f"{metadata}, line {number}"
+        lines = list(_lines(metadata))
+        columns = dict.fromkeys(column for _, line in lines for column in line)
+        if lines and (lacking := [column for column in ("file_name", "latex") if column not in columns]):
+            raise PrepareError(
+                f"{metadata} has no column {' and no '.join(lacking)}; it has {', '.join(columns) or 'none'}: "
+                "rename the one that holds it"
+            )
+        for number, line in lines:
             name, latex = line.get("file_name"), line.get("latex")
             if not isinstance(name, str) or not name or not (latex is None or isinstance(latex, str)):
-                raise PrepareError(
-                    f"{where}: needs file_name and latex, both text; it has {', '.join(line) or 'none'}"
-                )
+                raise PrepareError(f"{metadata}, line {number}: file_name and latex must be text")
             path = inside(metadata.parent, name)
             file = path.relative_to(self.path.resolve()).as_posix()
             first = Path(file).parts[0]
@@ -85,9 +89,9 @@ def _lines(metadata: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with metadata.open(encoding="utf-8-sig", newline="") as file:
             if metadata.suffix == ".csv":
-                rows = csv.DictReader(file, strict=True)
+                rows = csv.DictReader(file, strict=True, skipinitialspace=True)
                 for row in rows:
-                    yield rows.line_num, {str(key): value for key, value in row.items()}
+                    yield rows.line_num, {str(key).strip(): value for key, value in row.items()}
                 return
             for number, text in enumerate(file, start=1):
                 if text.strip():

@@ -44,11 +44,13 @@ def to_field_form(picture: np.ndarray) -> np.ndarray:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The file that a metadata file names, if it is in its folder.
+    """The file that a metadata file names, if it is in its folder; `sub\\a.png` of Windows is one too.
 
     Raises:
         PrepareError: The name leads out of the folder: metadata from a stranger must not read other files.
     """
+    if "\\" in name and not (folder / name).is_file():
+        name = name.replace("\\", "/")
     path = (folder / name).resolve()
     if not name or "\0" in name or not path.is_relative_to(folder.resolve()):
         raise PrepareError(f"{name!r} leads out of {folder}: a name must stay inside the folder it is in")

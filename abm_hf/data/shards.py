@@ -7,7 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..file_names import escape_name
 from ..image_loading_abm import ImageInputError
 from ..ink.strokes import Ink, InkError
 from ..latex.normalization import LatexError
@@ -176,17 +177,20 @@ def _read_or_skip(entry: Entry, read: Reader, statistics: ShardStatistics) -> Re
     except (ImageInputError, OfflineError, PickleError) as error:
         kind, reason, detail = "image", getattr(error, "reason", None) or str(error), None
     else:
+        # Folders and files may have given these.
+        writer = record.writer and escape_name(record.writer)
+        record = replace(record, source=escape_name(record.source), writer=writer)
         statistics.count(record)
         return record
     skip = {"split": entry.split, "id": entry.id, "file": entry.file, "kind": kind, "reason": reason, "detail": detail}
-    statistics.skipped.append(skip)
+    statistics.skipped.append({name: text and escape_name(text) for name, text in skip.items()})
     return None
 
 
 def _to_table(kept: Sequence[tuple[Entry, Record]]) -> pa.Table:
     records = [record for _, record in kept]
     columns = {
-        "id": [entry.id for entry, _ in kept],
+        "id": [escape_name(entry.id) for entry, _ in kept],
         "image": [{"bytes": _to_png(record.image), "path": None} for record in records],
         "ink": _ink_column([record.ink for record in records]),
         "latex": [" ".join(record.tokens) for record in records],

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..file_names import escape_name
 from ..ink.strokes import Ink
 from ..latex.normalization import CONVENTIONS, CROHME_TOKENS, normalize_latex
 
@@ -102,6 +103,8 @@ class LabelRule:
         """
         if raw is None or not raw.strip():
             raise SkipEntry("label", "there is no label", "none")
+        if escape_name(raw) != raw:
+            raise SkipEntry("label", f"the label is no text: {raw!r}", "no text")
         if self.convention != AS_PUBLISHED:
             return normalize_latex(raw, convention=self.convention, vocabulary=self.vocabulary)
         tokens = raw.split()

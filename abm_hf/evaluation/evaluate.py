@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..decoding_abm import DecodingOptions, Hypothesis, decode
+from ..file_names import escape_name
 from ..inference.base import BaseRecognizer
 from ..inference.loading import Engine
 from ..pretrained import DEFAULT, checkpoint_path
@@ -149,8 +150,8 @@ def _result(arguments: EvaluationArguments, options: DecodingOptions, rows: list
     return {
         **rates,
         "intervals": {name: list(interval) for name, interval in intervals.items()},
-        "model": arguments.model or DEFAULT,
-        "data": Path(arguments.data).name,
+        "model": escape_name(arguments.model or DEFAULT),
+        "data": escape_name(Path(arguments.data).name),
         "split": arguments.split,
         "beams": options.num_beams,
         "grammar": options.grammar,
