@@ -32,7 +32,7 @@ _EXPORTS = {
     "latex.normalization": ("LatexError", "is_well_formed", "normalize_latex", "parse_latex"),
     "inference.typesetting": ("TypesetError", "render_latex", "to_mathml"),
     "evaluation": ("expression_rate",),
-    "ink.strokes": ("Ink", "InkError"),
+    "ink.strokes": ("Ink", "InkError", "InkWarning"),
     "ink.inkml": ("read_inkml", "write_inkml"),
     "ink.rendering": ("render_ink",),
 }

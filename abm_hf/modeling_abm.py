@@ -495,6 +495,7 @@ class ABMForConditionalGeneration(ABMPreTrainedModel, GenerationMixin):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        **of_text: None,
     ) -> ABMOutput | tuple[Any, ...]:
         r"""
         With `labels`, a training step over all branches; otherwise one branch reads `decoder_input_ids`.
@@ -519,14 +520,18 @@ class ABMForConditionalGeneration(ABMPreTrainedModel, GenerationMixin):
             output_attentions (`bool`, *optional*): whether to return the attention maps.
             output_hidden_states (`bool`, *optional*): ignored: there are no layers whose states could be returned.
             return_dict (`bool`, *optional*): `False` returns a tuple.
+            of_text: what wrappers pass to every model, such as peft's of the task `SEQ_2_SEQ_LM`: `input_ids=None`.
 
         Returns:
             [`ABMOutput`] or the tuple of its fields that are not `None`.
 
         Raises:
-            ValueError: if there is nothing to decode, the branch does not exist in this model, labels have no token or
-                no end, or sequences cannot share the images evenly.
+            TypeError: for an argument that this model does not take, unless it is `None`.
+            ValueError: if there is nothing to decode, the branch does not exist in this model, labels have no token,
+                no end or ids that are never generated, or sequences cannot share the images evenly.
         """
+        if given := [name for name, value in of_text.items() if value is not None]:
+            raise TypeError(f"forward takes no {', '.join(given)}: pixel_values and pixel_mask are its inputs")
         if labels is not None:
             self._check_labels(labels)
         if encoder_outputs is None:
@@ -546,7 +551,10 @@ class ABMForConditionalGeneration(ABMPreTrainedModel, GenerationMixin):
                 cross_attentions=attentions if output_attentions else None,
             )
         else:
-            raise ValueError("pass labels to train, or decoder_input_ids to score them; `generate` makes the latter")
+            raise ValueError(
+                "pass labels to train, or decoder_input_ids to score them; `generate` makes the latter. Trainer takes "
+                "the labels away for its label_smoothing_factor: leave that at 0, and set config.label_smoothing"
+            )
         output["encoder_last_hidden_state"] = encoder_outputs.last_hidden_state
         return output.to_tuple() if return_dict is False else output
 
@@ -578,12 +586,22 @@ class ABMForConditionalGeneration(ABMPreTrainedModel, GenerationMixin):
         return branch
 
     def _check_labels(self, labels: Tensor) -> None:
-        """Raises a `ValueError` for rows without tokens or end. First of all: later it would wait for a GPU."""
+        """Raises a `ValueError` for rows without tokens or end, and for ids that are never generated.
+
+        First of all: later it would wait for a GPU.
+        """
         if torch.compiler.is_compiling():
             return
         lengths = (labels != -100).sum(dim=1, keepdim=True)
         last = labels.gather(1, (lengths - 1).clamp(min=0))
-        if not bool(((lengths > 0) & (last == self.config.eos_token_id)).all()):
+        known = labels < self.config.num_output_tokens
+        if not bool(((lengths > 0) & (last == self.config.eos_token_id) & known.all(dim=1, keepdim=True)).all()):
+            if not known.all():
+                raise ValueError(
+                    f"labels hold the ids {labels[~known].unique().tolist()}, but only those below "
+                    f"{self.config.num_output_tokens} can be generated: symbols outside the vocabulary, or padding "
+                    "that is not -100"
+                )
             raise ValueError(
                 f"each row of labels must hold tokens and end with the end token, {self.config.eos_token_id}; what "
                 "follows it is -100"

@@ -10,6 +10,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import TensorType
 
 from .image_processing_abm import ABMImageProcessor, refuse_unknown
+from .spelling_abm import respell
 from .tokenization_abm import ABMTokenizer
 
 # What the loss leaves out.
@@ -61,7 +62,9 @@ class ABMProcessor(ProcessorMixin):
 
         Args:
             images: one picture or several, of any kind that [`ABMImageProcessor`] reads.
-            text (`str` or `list[str]`, *optional*): the LaTeX of each picture, in any spacing.
+            text (`str` or `list[str]`, *optional*): the LaTeX of each picture, in any spacing. Where the vocabulary
+                lacks a token, its other spelling is taken (`\\to` for `\\rightarrow`), and what does not show goes
+                (`\\left`, `\\,`).
             images_kwargs, text_kwargs (`dict`, *optional*): options for one side only.
             kwargs: options of the image processor, and `return_tensors` (`"pt"`, the default, or `"np"`), `truncation`
                 and `max_length` (tokens, `eos` included), `padding`, `add_special_tokens` for the labels.
@@ -72,7 +75,8 @@ class ABMProcessor(ProcessorMixin):
 
         Raises:
             TypeError: an option does not exist; the error names the one that it looks like.
-            ValueError: neither pictures nor text are given, or not one text for each picture.
+            ValueError: neither pictures nor text are given, or not one text for each picture; or a text has tokens
+                that the vocabulary lacks, which no model could learn: the error names them.
             ImageInputError: a picture cannot be used.
         """
         options_of_images = self.image_processor._valid_kwargs_names
@@ -99,9 +103,26 @@ class ABMProcessor(ProcessorMixin):
         texts = [text] if isinstance(text, str) else list(text)
         if not texts or not all(isinstance(item, str) for item in texts):
             raise ValueError("text must be a string or a list of strings, not empty.")
-        encoded = self.tokenizer(texts, **{"padding": True, **options}, return_tensors="np")
+        spelled = [self._spelled(item) for item in texts]
+        encoded = self.tokenizer(spelled, **{"padding": True, **options}, return_tensors="np")
         labels = np.where(encoded["attention_mask"] == 1, encoded["input_ids"], _NO_LABEL).astype(np.int64)
         return torch.from_numpy(labels) if return_tensors in ("pt", TensorType.PYTORCH) else labels
+
+    def _spelled(self, text: str) -> str:
+        """A label in the vocabulary's spelling."""
+        vocabulary = self.tokenizer.get_vocab()
+        tokens = self.tokenizer.lex(text)
+        # No label either: the model's output ends before them.
+        reserved = [token for token in (self.tokenizer.pad_token, self.tokenizer.unk_token) if token in text]
+        if not reserved and all(token in vocabulary for token in tokens):
+            return text
+        respelled = respell(tokens, vocabulary)
+        if unknown := [token for token in dict.fromkeys(respelled) if token not in vocabulary] or reserved:
+            raise ValueError(
+                f"the label {text!r} has tokens that the vocabulary lacks: {' '.join(unknown)}. Leave it out, or "
+                "bring it to the vocabulary first, as abm_hf.normalize_latex does for most LaTeX"
+            )
+        return " ".join(respelled)
 
     @classmethod
     def _get_arguments_from_pretrained(

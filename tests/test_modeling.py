@@ -360,9 +360,14 @@ def test_labels_and_sequences_that_do_not_fit_are_told(tiny_config: ABMConfig) -
     for labels in ([[5, 1], [-100, -100]], [[5, 1], [5, 6]], [[5, 1], [1, 5]]):
         with pytest.raises(ValueError, match="end with the end token"):
             model(image, labels=torch.tensor(labels))
+    for unknown in (113, 114):  # padding and unknown
+        with pytest.raises(ValueError, match=rf"labels hold the ids \[{unknown}\], but only those below 113"):
+            model(image, labels=torch.tensor([[5, unknown, 1], [5, 1, -100]]))
     for count in (1, 3):
         with pytest.raises(ValueError, match=f"{count} sequences cannot share 2 images"):
             model(image, decoder_input_ids=torch.zeros(count, 2, dtype=torch.long))
+    with pytest.raises(TypeError, match="takes no pixelvalues"):
+        model(pixelvalues=image)
 
 
 @pytest.mark.parametrize(
@@ -386,6 +391,18 @@ def test_adapters_count_merged_or_not(tiny_config: ABMConfig, targets: str | lis
             assert (model(**inputs).logits[..., :112] - adapted).abs().max() > 1e-4
         merged = model.merge_and_unload()(**inputs).logits[..., :112]
     torch.testing.assert_close(merged, adapted)
+
+
+def test_peft_trains_it_as_a_sequence_to_sequence_model(tiny_config: ABMConfig) -> None:
+    """Its wrapper of that task passes the inputs of text models, as `None`."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    options = peft.LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules=["query", "classifier"])
+    model = peft.get_peft_model(ABMForConditionalGeneration(tiny_config), options)
+    inputs = {"pixel_values": torch.rand(2, 1, 48, 64)}
+    model(**inputs, labels=_labels()).loss.backward()
+    assert any(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+    assert model.eval().generate(**inputs, max_length=5).shape[0] == 2
 
 
 @pytest.mark.parametrize("gradients", [False, True])

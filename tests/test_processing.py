@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,31 @@ def test_options_reach_their_part() -> None:
 def test_mistakes_are_refused(arguments: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         PROCESSOR(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "spelled"),
+    [
+        (r"x \to 3", r"x\rightarrow3"),
+        (r"\left( x \right) \le 3", r"(x)\leq3"),
+        (r"\left\{ x \right.", r"\{x"),
+        (r"$\dfrac{1}{x}\,\quad a\ b$", r"\frac{1}{x}ab"),
+        (r"\big|x\bigr\vert", "|x|"),
+        (r"\lim\limits_{n\to\infty}", r"\lim\limits_{n\rightarrow\infty}"),
+    ],
+)
+def test_labels_take_the_vocabularys_spelling(text: str, spelled: str, recwarn: pytest.WarningsRecorder) -> None:
+    assert PROCESSOR.decode(PROCESSOR(text=text).labels[0], skip_special_tokens=True) == spelled
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [(r"x \to D", "D"), (r"\aleph + \mathrm{d} + D", r"\aleph \mathrm D"), ("a<pad>b", "<pad>"), ("<unk>", "<unk>")],
+)
+def test_labels_outside_the_vocabulary_are_refused_by_name(text: str, tokens: str) -> None:
+    with pytest.raises(ValueError, match=f"the vocabulary lacks: {re.escape(tokens)}\\. .* abm_hf.normalize_latex"):
+        PROCESSOR(images=PICTURE, text=["x", text])
 
 
 def test_decoding_is_the_tokenizers() -> None:

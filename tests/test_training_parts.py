@@ -336,3 +336,20 @@ def test_the_model_trains_and_resumes_exactly_under_transformers_trainer(data: P
         assert torch.equal(value, weights[1][name]), name
     evaluated = trainer.evaluate()
     assert np.isfinite(evaluated["eval_loss"]) and evaluated["eval_count"] == 9 and evaluated["eval_wer"] > 0
+
+
+def test_trainers_label_smoothing_names_the_models_own(data: Path, tmp_path: Path) -> None:
+    """Trainer smooths on its own and takes the labels away, without which two branches cannot be trained."""
+    settings = transformers.TrainingArguments(
+        str(tmp_path),
+        max_steps=1,
+        use_cpu=True,
+        remove_unused_columns=False,
+        report_to=[],
+        disable_tqdm=True,
+        label_smoothing_factor=0.1,
+    )
+    model = ABMForConditionalGeneration(ABMConfig.preset("small", **TINY))
+    trainer = transformers.Trainer(model, settings, data_collator=ABMCollator((16, 32)), train_dataset=Pictures(data))
+    with pytest.raises(ValueError, match=r"label_smoothing_factor.*config\.label_smoothing"):
+        trainer.train()

@@ -26,6 +26,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from ..spelling_abm import FENCES, INVISIBLE, SYNONYMS
 from .parser import ARGUMENT_COUNTS, INDEXED_COMMANDS, LatexError, is_well_formed, parse_latex
 from .tree import LARGE_OPERATORS, Command, Environment, Fraction, Group, LimitsRule, Node, Root, Row, Scripts, Symbol
 
@@ -74,15 +75,6 @@ _SYMBOLS_LISTING = r"""
 _SYMBOLS = CROHME_TOKENS | LARGE_OPERATORS | frozenset(_SYMBOLS_LISTING.split())
 """Control words that are known to take no argument, so that a group behind them is a group of its own."""
 
-_SYNONYMS: Mapping[str, str] = {
-    **{"\\lt": "<", "\\gt": ">", "\\to": "\\rightarrow", "\\le": "\\leq", "\\ge": "\\geq", "\\ne": "\\neq"},
-    **{"\\dots": "\\ldots", "\\dotsc": "\\ldots", "\\dotso": "\\ldots", "\\dotsb": "\\cdots", "\\dotsm": "\\cdots"},
-    **{"\\lbrack": "[", "\\rbrack": "]", "\\lbrace": "\\{", "\\rbrace": "\\}", "\\ast": "*", "\\colon": ":"},
-    **{"\\vert": "|", "\\lvert": "|", "\\rvert": "|", "\\mid": "|", "\\|": "\\parallel", "\\Vert": "\\parallel"},
-    **{"\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\cfrac": "\\frac", "\\gets": "\\leftarrow"},
-}
-"""Other spellings of the same sign. A spelling that the vocabulary itself holds is left alone."""
-
 _LOOKALIKES: Mapping[str, tuple[str, ...]] = {
     "\\Pi": ("\\pi",),  # as the label published for RIT_2014_133
     "\\parallel": ("|", "|"),  # as the labels published for RIT_2014_143 and RIT_2014_198
@@ -93,16 +85,13 @@ _LOOKALIKES: Mapping[str, tuple[str, ...]] = {
 }
 """Signs that handwriting does not tell from others, for vocabularies that hold the others only."""
 
-_DROPPED_LISTING = r"""
-$ ~ \( \) \[ \] \, \; \: \! \> \quad \qquad \enspace \thinspace \medspace \thickspace \negthinspace
-\displaystyle \textstyle \scriptstyle \scriptscriptstyle \rm \it \bf \sf \tt \cal \nolimits \displaylimits
-\left \right \middle \nonumber \notag \strut \relax \protect
-\big \Big \bigg \Bigg \bigl \Bigl \biggl \Biggl \bigr \Bigr \biggr \Biggr \bigm \Bigm \biggm \Biggm
-\mbox \hbox \vbox \vtop \text \textrm \textnormal \textit \textbf \mathrm \mathit \mathbf \mathsf \mathtt
+_TEXT_LISTING = r"""
+\rm \it \bf \sf \tt \cal \mbox \hbox \vbox \vtop
+\text \textrm \textnormal \textit \textbf \mathrm \mathit \mathbf \mathsf \mathtt
 \mathnormal \boldsymbol \bm \operatorname \mathord \mathrel \mathbin \mathopen \mathclose \mathpunct
 """
-_DROPPED = frozenset((*_DROPPED_LISTING.split(), "\\ "))
-"""Delimiters, space, style and text commands. Of `\\mathrm { d }` the group remains, and its braces go later."""
+_DROPPED = INVISIBLE | frozenset(_TEXT_LISTING.split())
+"""What does not show, and text commands. Of `\\mathrm { d }` the group remains, and its braces go later."""
 
 _DROPPED_WITH_ARGUMENT = frozenset(("\\hspace", "\\vspace", "\\label", "\\phantom", "\\hphantom", "\\vphantom"))
 _UNSUPPORTED = frozenset(("\\over", "\\atop", "\\choose", "\\above", "\\def", "\\newcommand", "\\begin", "\\end"))
@@ -227,9 +216,7 @@ def _respell(tokens: list[str], vocabulary: Collection[str] | None) -> list[str]
         following = tokens[index + 1] if index + 1 < len(tokens) else ""
         index += 1
         if token in _DROPPED:
-            if (token in ("\\left", "\\right", "\\middle") and following == ".") or (
-                token == "\\operatorname" and following == "*"
-            ):
+            if (token in FENCES and following == ".") or (token == "\\operatorname" and following == "*"):
                 index += 1
         elif token in _DROPPED_WITH_ARGUMENT:
             index = _end_of_group(tokens, index) if following == "{" else index + 1
@@ -257,7 +244,7 @@ def _spellings(token: str, vocabulary: Collection[str] | None) -> tuple[str, ...
         return (token,)
     if token in _UNSUPPORTED or (token.startswith("\\begin{") and token[7:-1].rstrip("*") not in _ENVIRONMENTS):
         raise LatexError(f"{token!r} cannot be written in the token form", token=token)
-    token = _SYNONYMS.get(token, token)
+    token = SYNONYMS.get(token, token)
     return (token,) if vocabulary is None or token in vocabulary else _LOOKALIKES.get(token, (token,))
 
 
