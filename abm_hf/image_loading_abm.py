@@ -1,8 +1,11 @@
 """Any picture that a user may hand over, to upright, opaque 8-bit pixels; all else, to one error with a reason."""
 
+import base64
+import binascii
 import io
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +31,39 @@ class ImageInputError(ValueError):
         self.name = name
 
 
+def holds_several(images: Any) -> bool:
+    """
+    Whether this is a collection of pictures and not one.
+
+    Collections are lists, tuples, columns of data sets and tables, generators, and arrays of four axes, a picture for
+    each entry of the first, or of paths.
+    """
+    if isinstance(images, np.ndarray):
+        return images.ndim == 4 or (images.ndim == 1 and images.dtype.kind in "OSU")
+    if hasattr(images, "detach") or isinstance(images, str | bytes | bytearray | os.PathLike | Mapping | Image.Image):
+        return getattr(images, "ndim", 0) == 4
+    if hasattr(images, "read"):
+        return False
+    # A data set of torch has no iterator, but a length and items.
+    return hasattr(images, "__iter__") or (hasattr(images, "__len__") and hasattr(images, "__getitem__"))
+
+
 def split_batch(images: Any) -> list[ImageSource]:
-    """One picture, a nested list of pictures or an array (B, C, H, W) to a flat list of pictures."""
-    if isinstance(images, list | tuple):
-        if not images:
-            raise ImageInputError("there is no picture in an empty list")
-        return [picture for item in images for picture in split_batch(item)]
-    if getattr(images, "ndim", 0) == 4:
-        return list(images)
-    return [images]
+    """One picture, or a nested collection of pictures (see [`holds_several`]), to a flat list of pictures."""
+    if not holds_several(images):
+        return [images]
+    items = images if hasattr(images, "__iter__") else (images[index] for index in range(len(images)))
+    pictures = [picture for item in items for picture in split_batch(item)]
+    if not pictures:
+        raise ImageInputError("there is no picture in an empty list")
+    return pictures
+
+
+def name_of(source: ImageSource) -> str | None:
+    """What an error calls a picture by: its path, or the beginning of its `data:` address."""
+    if isinstance(source, str) and source.startswith("data:"):
+        return f"{source[:30]}…"
+    return str(source) if isinstance(source, str | os.PathLike) else None
 
 
 def read_picture(source: ImageSource, max_megapixels: float, data_format: str | None = None) -> np.ndarray:
@@ -44,9 +71,10 @@ def read_picture(source: ImageSource, max_megapixels: float, data_format: str | 
     Read one picture.
 
     Args:
-        source: a path, the bytes of an image file, a PIL image, or a NumPy array or torch tensor of shape (H, W),
-            (H, W, C) or (C, H, W) with 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA) channels, of booleans, of
-            integers in 0..255 or 0..65535, or of floats in 0..1 or 0..255.
+        source: a path, the bytes of an image file or an open one, its `data:` address, a PIL image, a mapping with
+            `bytes` or `path` as data sets store pictures, or a NumPy array or torch tensor of shape (H, W), (H, W, C)
+            or (C, H, W) with 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA) channels, of booleans, of integers in
+            0..255 or 0..65535, or of floats in 0..1, -1..1 or 0..255, which resizing may have overshot.
         max_megapixels (`float`): larger pictures are refused; for files, before any pixel is decoded.
         data_format (`str`, *optional*): `"channels_first"` or `"channels_last"`, where the shape leaves it open.
 
@@ -56,6 +84,8 @@ def read_picture(source: ImageSource, max_megapixels: float, data_format: str | 
     Raises:
         ImageInputError: the picture is missing, unreadable, no image, too large, or an array of no such kind.
     """
+    if isinstance(source, Mapping):
+        source = _stored(source)
     if hasattr(source, "read"):
         source = source.read()
     if isinstance(source, str | os.PathLike | bytes | bytearray):
@@ -70,14 +100,22 @@ def read_picture(source: ImageSource, max_megapixels: float, data_format: str | 
     raise ImageInputError(f"{type(source).__name__} is no picture: pass a path, bytes, PIL image, array or tensor")
 
 
+def _stored(row: Mapping[str, Any]) -> ImageSource:
+    """The picture in a mapping of `bytes` and `path`."""
+    for key in ("bytes", "path"):
+        if row.get(key) is not None:
+            return row[key]
+    columns = ", ".join(map(str, row)) or "none"
+    raise ImageInputError(f"a row with the columns {columns} is no picture: pass the one that holds it, row['image']")
+
+
 def _open(source: str | os.PathLike | bytes | bytearray, max_megapixels: float) -> Image.Image:
     """Read a file's header, check its size, then decode its pixels."""
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         raise ImageInputError("is an address: download the picture and pass its path", source)
-    name = None if isinstance(source, bytes | bytearray) else str(source)
+    name = name_of(source)
     try:
-        data = source if isinstance(source, bytes | bytearray) else Path(source).read_bytes()
-        with io.BytesIO(data) as stream, warnings.catch_warnings():
+        with io.BytesIO(_bytes_of(source)) as stream, warnings.catch_warnings():
             # Pillow warns at 89 megapixels, where ours has an error to say.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(stream)
@@ -96,6 +134,20 @@ def _open(source: str | os.PathLike | bytes | bytearray, max_megapixels: float) 
         # Decoders raise what they please on damaged files; Pillow documents only some of it.
         raise ImageInputError(f"damaged image file ({error or type(error).__name__})", name) from error
     return picture
+
+
+def _bytes_of(source: str | os.PathLike | bytes | bytearray) -> bytes | bytearray:
+    if isinstance(source, bytes | bytearray):
+        return source
+    if not (isinstance(source, str) and source.startswith("data:")):
+        return Path(source).read_bytes()
+    kind, _, text = source.partition(",")
+    if not kind.endswith(";base64"):
+        raise ImageInputError("a data: address is read where it is base64: data:image/png;base64,…")
+    try:
+        return base64.b64decode(text)
+    except binascii.Error as error:
+        raise ImageInputError(f"damaged base64 ({error})") from error
 
 
 def _check_size(size: tuple[int, int], max_megapixels: float) -> None:
@@ -154,13 +206,30 @@ def _to_bytes(array: np.ndarray) -> np.ndarray:
     low, high = array.min(), array.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ImageInputError("the values are not all finite")
+    if array.dtype.kind == "f" and (meant := _range_meant(low, high)) is not None:
+        bottom, top = meant
+        scale = np.float32(255 / (top - bottom))
+        return np.rint((np.clip(array, bottom, top) - np.float32(bottom)) * scale).astype(np.uint8)
     if low < 0 or high > 65535:
-        raise ImageInputError(f"values from {low:g} to {high:g}: pass 0..1, 0..255 or 0..65535, not normalised ones")
-    if high <= 1:  # floats, booleans, or a mask of zeros and ones
+        raise ImageInputError(
+            f"values from {low:g} to {high:g}: pass 0..1, 0..255 or 0..65535, not normalised ones; "
+            "(a - a.min()) / (a.max() - a.min()) makes an array of them that is read"
+        )
+    if high <= 1:  # booleans, or a mask of zeros and ones
         return np.rint(array * np.float32(255)).astype(np.uint8)
     if high > 255:  # 16 bits, or the 12 that scanners and cameras fill of them
         return np.rint(array * np.float32(255 / (65535 if high > 4095 else 4095))).astype(np.uint8)
     return array if array.dtype == np.uint8 else np.rint(array).astype(np.uint8)
+
+
+def _range_meant(low: float, high: float) -> tuple[float, float] | None:
+    """The range that floats from `low` to `high` fill, or overshoot by a quarter, as resizing does at edges."""
+    if low >= -0.25 and high <= 1.25:
+        return 0.0, 1.0
+    if low >= -1.5 and high <= 1.5:
+        return -1.0, 1.0
+    # Standardised pictures go from a little below zero to a few units.
+    return (0.0, 255.0) if low >= -64 and 64 < high <= 319 else None
 
 
 def _flatten(rgba: np.ndarray) -> np.ndarray:

@@ -1,7 +1,6 @@
 """ABMImageProcessor: any picture of a handwritten formula to what the network was trained on, ink bright on dark."""
 
 import difflib
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType
 
 from .crohme_style_abm import FieldPicture, to_field_form
-from .image_loading_abm import ImageInputError, read_picture, split_batch
+from .image_loading_abm import ImageInputError, name_of, read_picture, split_batch
 
 # Standard options of image processors that have no meaning here: accepting them silently would mislead.
 _WITHOUT_EFFECT = (
@@ -169,8 +168,7 @@ class ABMImageProcessor(PilBackend):
                 processed.append(self._process_one(picture, **kwargs))
             except ImageInputError as error:
                 place = f"picture {index}" if len(pictures) > 1 else None
-                name = str(picture) if isinstance(picture, str | os.PathLike) else place
-                raise ImageInputError(error.reason, name) from error
+                raise ImageInputError(error.reason, name_of(picture) or place) from error
         return self._collate(processed, **kwargs)
 
     def _process_one(

@@ -1,15 +1,17 @@
 """`pipeline("image-to-latex", model=…)`: images of formulas to LaTeX."""
 
 from dataclasses import fields
+from types import GeneratorType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from .decoding_abm import DecodingOptions
+from .image_loading_abm import holds_several
 from .torch_engine_abm import recognize_images
 
 
@@ -44,6 +46,26 @@ class ImageToLatexPipeline(Pipeline):
             raise TypeError(f"unknown options {', '.join(sorted(kwargs))}: there are min_score, {', '.join(known)}")
         DecodingOptions(**forward)  # refuses now what would fail for each image
         return {}, forward, postprocess
+
+    def __call__(self, inputs: Any = None, **kwargs: Any) -> Any:
+        """
+        Read one picture, or several.
+
+        Args:
+            inputs: a picture of any kind that the image processor reads, or a list, tuple, column or array of them; a
+                generator or a data set of torch (such as `KeyDataset`) is read as its answers are asked for.
+                `images` is another name for it.
+            kwargs: see the class, and `batch_size` and `num_workers`.
+
+        Returns:
+            A list of up to `top_k` answers for one picture; a list of such lists for several, or an iterator over them
+            where the input has no length or is a data set of torch.
+        """
+        inputs = kwargs.pop("images", inputs)
+        if isinstance(inputs, list | Dataset | GeneratorType) or not holds_several(inputs):
+            return super().__call__(inputs, **kwargs) if not isinstance(inputs, list) or inputs else []
+        answers = super().__call__((image for image in inputs), **kwargs)
+        return list(answers) if hasattr(inputs, "__len__") else answers
 
     def preprocess(self, image: Any) -> dict[str, Tensor]:
         """One image, of any kind that the image processor reads."""

@@ -1,5 +1,6 @@
 """ABMImageProcessor: the field's images pass untouched, other pictures of the same writing come back close to them."""
 
+import base64
 import io
 import itertools
 import struct
@@ -9,10 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cv2
+import datasets
 import numpy as np
+import pandas
 import pytest
 import torch
 from PIL import Image
+from transformers.pipelines.pt_utils import KeyDataset
 
 from abm_hf.image_processing_abm import ABMImageProcessor, ImageInputError
 
@@ -317,6 +321,11 @@ def test_sources_give_the_same_result(tmp_path: Path) -> None:
         torch.from_numpy(grey),
         torch.from_numpy(rgb).permute(2, 0, 1) / 255,
         torch.from_numpy(grey / 255).bfloat16(),
+        grey / 127.5 - 1,
+        grey.astype(np.int32),
+        {"bytes": path.read_bytes(), "path": None},  # as data sets store pictures
+        {"bytes": None, "path": str(path)},
+        "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(),
     ]
     expected = processed(grey)
     for source in sources:
@@ -324,6 +333,46 @@ def test_sources_give_the_same_result(tmp_path: Path) -> None:
     batch = PROCESSOR([*sources[:3], [grey, grey]])
     assert batch.pixel_values.shape[0] == 5 and (batch.pixel_values == batch.pixel_values[0]).all()
     assert PROCESSOR(torch.from_numpy(np.stack([rgb, rgb])).permute(0, 3, 1, 2)).pixel_values.shape[0] == 2
+
+
+@pytest.mark.parametrize("most", [1, 255])
+def test_floats_that_resizing_has_overshot(most: int) -> None:
+    """Bicubic resizing leaves the range at edges; the picture must not be taken for one of another range."""
+    grey = (255 - drawn(2, 7)) / np.float32(255 / most)
+    resized = cv2.resize(grey, None, fx=1.5, fy=1.5, interpolation=cv2.INTER_CUBIC)
+    assert resized.min() < 0 and resized.max() > most
+    assert agreement(processed(resized), processed(np.clip(resized, 0, most))) > 0.99
+
+
+def test_an_icon_is_read_at_its_largest_size() -> None:
+    stream = io.BytesIO()
+    Image.fromarray(255 - drawn(1.2)).resize((256, 256)).save(stream, "ICO", sizes=[(16, 16), (256, 256), (32, 32)])
+    assert PROCESSOR(stream.getvalue(), do_normalize=False, pad_to_multiple_of=(1, 1)).pixel_values.shape[2:] == (
+        256,
+        256,
+    )
+
+
+def test_collections_of_every_kind() -> None:
+    pictures = [FIELD, 255 - FIELD, FIELD]
+    encoded = [Image.fromarray(picture) for picture in pictures]
+    rows = datasets.Dataset.from_dict({"image": encoded}).cast_column("image", datasets.Image())
+    collections = [
+        tuple(pictures),
+        (picture for picture in pictures),
+        rows["image"],
+        rows[:3]["image"],
+        rows.to_iterable_dataset()["image"],
+        KeyDataset(rows, "image"),
+        rows.cast_column("image", datasets.Image(decode=False))["image"],
+        pandas.Series(encoded, index=[3, 1, 2]),
+    ]
+    expected = PROCESSOR(pictures).pixel_values
+    for collection in collections:
+        assert torch.equal(PROCESSOR(collection).pixel_values, expected), type(collection)
+    for row in (rows[0], rows):
+        with pytest.raises(ImageInputError, match=r"a row with the columns image is no picture: .* row\['image'\]"):
+            PROCESSOR(row)
 
 
 def test_channel_order_can_be_said() -> None:
@@ -374,7 +423,14 @@ def jpeg_bytes() -> bytes:
         (np.zeros((90, 90, 5)), "is no picture"),
         (np.zeros((0, 90)), "is no picture"),
         (np.full((90, 90), np.nan), "not all finite"),
-        (np.random.default_rng(0).normal(size=(90, 90)), "not normalised ones"),
+        (np.random.default_rng(0).normal(size=(90, 90)), r"not normalised ones; \(a - a.min\(\)\) / "),
+        (
+            np.full((90, 90), -(2**24), np.int32),
+            r"pass 0..1, 0..255 or 0..65535, .* makes an array of them that is read",
+        ),
+        ("data:image/png;base64," + "AAAA" * 1000, r"^data:image/png;base64,AAAAAAAA…: not an image"),
+        ("data:image/png;base64,A", "damaged base64"),
+        ("data:text/plain,x", "is read where it is base64"),
         (np.full((90, 90), "a"), "is no picture"),
         (None, "NoneType is no picture"),
         ([], "empty list"),

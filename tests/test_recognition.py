@@ -2,13 +2,16 @@
 
 import io
 from pathlib import Path
+from types import GeneratorType
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
 from transformers import pipeline
+from transformers.pipelines.pt_utils import KeyDataset
 
 import abm_hf
 from abm_hf import Ink, Recognizer, write_inkml
@@ -171,6 +174,28 @@ def test_pipeline(tiny_checkpoint: Path, recognizer: Recognizer) -> None:
         "image-to-latex", model=str(tiny_checkpoint), trust_remote_code=True, min_score=1.1, num_beams=1
     )
     assert unsure(images[0], max_length=10)[0]["latex"] is None, "options count when they are given at construction"
+
+
+def test_columns_and_prompts(tiny_checkpoint: Path, recognizer: Recognizer) -> None:
+    """What people hand to a pipeline: columns of data sets, data sets of torch, tuples, arrays, generators."""
+    reader = pipeline("image-to-latex", model=str(tiny_checkpoint), trust_remote_code=False)
+    images = [_drawing(seed=seed) for seed in range(3)]
+    rows = datasets.Dataset.from_dict({"image": images}).cast_column("image", datasets.Image())
+    options = {"num_beams": 1, "max_length": 8}
+    expected = [result.latex for result in recognizer(images, **options)]
+    collections = [rows["image"], tuple(images), np.stack([np.asarray(image) for image in images])[..., None]]
+    lazy = [rows.to_iterable_dataset()["image"], KeyDataset(rows, "image"), (image for image in images)]
+    for given in (*collections, *lazy):
+        for size in (1, 2):
+            if isinstance(given, GeneratorType):
+                given = (image for image in images)
+            answers = reader(given, batch_size=size, **options)
+            assert isinstance(answers, list) == any(given is one for one in collections), type(given)
+            assert [answer[0]["latex"] for answer in answers] == expected, type(given)
+    for given in (rows["image"], KeyDataset(rows, "image"), (image for image in images), tuple(images)):
+        assert [result.latex for result in recognizer(given, **options)] == expected
+    assert reader(images=images[0], **options)[0]["latex"] == expected[0]
+    assert reader([], **options) == reader((), **options) == []
 
 
 def test_rescoring_is_the_default_with_beams(recognizer: Recognizer) -> None:

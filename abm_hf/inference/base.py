@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ..decoding_abm import DecodingOptions, Engine, Hypothesis, decode, ends
-from ..image_loading_abm import ImageInputError
+from ..image_loading_abm import ImageInputError, holds_several
 from ..ink.inkml import looks_like_inkml, read_inkml
 from ..ink.rendering import render_ink
 from ..ink.strokes import Ink, InkError
@@ -123,8 +123,9 @@ class BaseRecognizer(ABC):
         """Recognizes images or ink.
 
         Args:
-            images: one or a list of paths (pictures or `.inkml`), bytes or open binary files of such, PIL images,
-                arrays, tensors or [`Ink`]; or an array or tensor of four axes, an image for each entry of the first.
+            images: one or several paths (pictures or `.inkml`), bytes or open binary files of such, PIL images,
+                arrays, tensors or [`Ink`]. Several are a list, a data set's column, a generator, or an array or tensor
+                of four axes, an image for each entry of the first.
             batch_size: images decoded together; they are sorted by size for this.
             errors: `"raise"` at the first image that cannot be read, or `"return"` a [`Recognition`] with `error`.
             options: how formulas are searched.
@@ -289,13 +290,15 @@ def iter_inputs(paths: Iterable[str | Path]) -> Iterator[Path]:
 
 
 def are_several(images: Any) -> bool:
-    """Whether this is a list of inputs, or an array or tensor (B, C, H, W) or (B, H, W, C) of them, and not one."""
-    return isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
+    """Whether this is a collection of inputs (see [`holds_several`]) and not one."""
+    return not isinstance(images, Ink) and holds_several(images)
 
 
 def as_list(images: Any) -> list[Any]:
     """One input or several, as a list."""
-    return list(images) if are_several(images) else [images]
+    if not are_several(images):
+        return [images]
+    return list(images) if hasattr(images, "__iter__") else [images[index] for index in range(len(images))]
 
 
 def _recognition(hypotheses: Sequence[Hypothesis], image: np.ndarray, milliseconds: float) -> Recognition:

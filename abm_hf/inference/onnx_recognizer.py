@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from tokenizers import Tokenizer
 
 from ..crohme_style_abm import to_field_form
 from ..detokenization_abm import join_tokens
-from ..image_loading_abm import ImageInputError, read_picture
+from ..image_loading_abm import ImageInputError, name_of, read_picture
 from ..pretrained import CheckpointError
 from .base import BaseRecognizer, Recognition, are_several
 from .onnx_files import ENCODER_FILE, ONNX_FOLDER, checkpoint_with_onnx, step_file
@@ -174,9 +173,7 @@ class ABMOnnxModel(BaseRecognizer):
             picture = read_picture(image, options["max_megapixels"], None)
             return to_field_form(picture, **{name: options[name] for name in _FIELD_FORM_OPTIONS}).image
         except ImageInputError as error:
-            raise ImageInputError(
-                error.reason, str(image) if isinstance(image, str | os.PathLike) else None
-            ) from error
+            raise ImageInputError(error.reason, name_of(image)) from error
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
