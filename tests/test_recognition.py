@@ -1,6 +1,7 @@
 """`recognize` and the pipeline: every kind of input, batches, n-best, errors in their place."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from types import GeneratorType
 from typing import Any
@@ -196,6 +197,19 @@ def test_columns_and_prompts(tiny_checkpoint: Path, recognizer: Recognizer) -> N
         assert [result.latex for result in recognizer(given, **options)] == expected
     assert reader(images=images[0], **options)[0]["latex"] == expected[0]
     assert reader([], **options) == reader((), **options) == []
+
+
+def test_the_time_of_a_batch_is_shared_by_size(recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(images: Sequence[np.ndarray], options: DecodingOptions) -> list[list[Any]]:
+        clock[0] += 8.0
+        return [[] for _ in images]
+
+    clock = [0.0]
+    monkeypatch.setattr("abm_hf.inference.base.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr(recognizer, "prepare", lambda image: image)
+    monkeypatch.setattr(recognizer, "decode", decode)
+    small, large = recognizer([np.zeros((10, 10), np.uint8), np.zeros((10, 30), np.uint8)])
+    assert (small.milliseconds, large.milliseconds) == (2000, 6000)
 
 
 def test_rescoring_is_the_default_with_beams(recognizer: Recognizer) -> None:

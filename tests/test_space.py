@@ -73,6 +73,23 @@ def test_base64_is_taken_with_and_without_a_prefix() -> None:
     assert inputs.decode_base64("data:image/png;base64," + base64_of(data)) == data
 
 
+def test_base64_is_taken_as_programs_write_it() -> None:
+    """Line breaks of `base64` and MIME, a trailing one, any `data:` prefix, no padding, the alphabet of addresses."""
+    data = png() + b"\xfb\xff" * 2
+    plain = base64_of(data)
+    assert plain.endswith("=") and "/" in plain and "+" in plain and len(plain) > 64
+    for text in (
+        base64.encodebytes(data).decode(),
+        plain + "\n",
+        "  " + plain.replace("A", "A\r\n") + "\t",
+        "data:image/png;name=a b.png;base64,\n" + plain,
+        "DATA:;base64," + plain,
+        plain.rstrip("="),
+        base64.urlsafe_b64encode(data).decode(),
+    ):
+        assert inputs.decode_base64(text) == data, text[:40]
+
+
 @pytest.mark.parametrize(
     "text", ["/etc/passwd", "../../secret", "http://localhost/x.png", "file:///etc/passwd", "data:image/png,abc"]
 )
@@ -540,7 +557,8 @@ def test_api_reads_a_picture(client: Any) -> None:
     answer = client.predict(image=base64_of(png()), api_name="/recognize_picture")
     assert answer["latex"] == fake.LATEX and len(answer["hypotheses"]) == 3
     assert "seen" not in answer
-    greedy = client.predict("data:image/png;base64," + base64_of(png()), False, api_name="/recognize_picture")
+    broken = base64.encodebytes(png()).decode()
+    greedy = client.predict("data:image/png;base64," + broken, False, api_name="/recognize_picture")
     assert len(greedy["hypotheses"]) == 1
 
 

@@ -33,7 +33,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 _KINDS = "PNG, JPEG, WebP, GIF, BMP or TIFF"
 _MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
-_BASE64 = re.compile(r"(?:data:[\w.+/-]*(?:;[\w=.+-]+)*;base64,)?", re.ASCII)
+_PREFIX = re.compile(r"\s*data:[^,]{0,200};base64,", re.IGNORECASE)
+_ALPHABET = str.maketrans("-_", "+/")
 
 
 class RefusedError(ValueError):
@@ -41,19 +42,26 @@ class RefusedError(ValueError):
 
 
 def decode_base64(text: Any, max_bytes: int = MAX_PICTURE_BYTES) -> bytes:
-    """The bytes behind base64, with or without `data:…;base64,` before it.
+    """The bytes behind base64, with or without `data:…;base64,` before it, in whatever form a program writes it.
+
+    Line breaks and other white space do not count, the padding may be missing, and the alphabet may be that of
+    addresses, with `-` and `_`.
 
     Raises:
         RefusedError: It is no text, no base64, empty, or more than `max_bytes`; the last before decoding.
     """
     if not isinstance(text, str) or not text:
         raise RefusedError("There is no file in this request: send its bytes as base64 text.")
-    prefix = _BASE64.match(text[:200])
-    start = prefix.end() if prefix else 0
-    if (len(text) - start) * 3 // 4 > max_bytes + 2:
+    if len(text) > 2 * max_bytes + 1000:  # white space and all
         raise RefusedError(f"This file is too large: {_megabytes(max_bytes)} MB are the limit.")
+    prefix = _PREFIX.match(text)
+    text = "".join(text[prefix.end() if prefix else 0 :].split()).translate(_ALPHABET)
+    if len(text.rstrip("=")) * 3 // 4 > max_bytes:
+        raise RefusedError(f"This file is too large: {_megabytes(max_bytes)} MB are the limit.")
+    if len(text) > 64:  # a shorter text that lacks padding is rather a path
+        text = text.rstrip("=") + "=" * (-len(text.rstrip("=")) % 4)
     try:
-        data = base64.b64decode(text[start:], validate=True)
+        data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise RefusedError(
             "This is not base64: send the file's bytes as base64 text, not a path or an address."

@@ -31,7 +31,7 @@ class Recognition:
         score: how probable it is that this is right, 0 to 1.
         alternatives: all hypotheses, the most probable first (as many as `top_k` asked for).
         image: what the model saw, `uint8` (H, W), ink bright on dark.
-        milliseconds: the picture's share of the time that its batch took, reading and normalising included.
+        milliseconds: that it took to load, and the image's share, by its pixels, of what its batch took.
         error: why there is no answer, in one line.
     """
 
@@ -162,9 +162,9 @@ class BaseRecognizer(ABC):
             batch = order[start : start + batch_size]
             began = time.perf_counter()
             found = self.decode([prepared[index] for index in batch], options)
-            share = (time.perf_counter() - began) / len(batch)
+            seconds, pixels = time.perf_counter() - began, sum(prepared[index].size for index in batch)
             for index, hypotheses in zip(batch, found, strict=True):
-                milliseconds = 1000 * (share + loading[index])
+                milliseconds = 1000 * (seconds * prepared[index].size / pixels + loading[index])
                 results[index] = _recognition(hypotheses, prepared[index], milliseconds)
         return [results[index] for index in sorted(results)]
 
