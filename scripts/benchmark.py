@@ -5,6 +5,8 @@ import os
 import sys
 from typing import Any
 
+from abm_hf.extras import lacks
+
 TASKS = ("decode", "train", "cold")
 
 
@@ -15,6 +17,9 @@ def main() -> int:
         usage = f"usage: {sys.argv[0]} {{{','.join(TASKS)}}} [options]; each takes --help"
         print(usage, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
+    if problem := lacks("train", "scripts/benchmark.py", "accelerate", "datasets", "yaml"):
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
     from transformers import HfArgumentParser
 
     from abm_hf import benchmark

@@ -5,16 +5,21 @@ import logging
 import os
 import sys
 
-from transformers import HfArgumentParser
-
-from abm_hf.evaluation.calibration import CalibrationArguments, calibrate_checkpoint
-from abm_hf.pretrained import CheckpointError
-from abm_hf.runtime import leave_group, tune_process
-from abm_hf.training.arguments import ArgumentError
+from abm_hf.extras import lacks
 
 
 def main() -> int:
     """Exit code: 0, or 2 for anything the user can put right."""
+    if problem := lacks("train", "scripts/calibrate.py", "accelerate", "datasets", "matplotlib", "yaml"):
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    from transformers import HfArgumentParser
+
+    from abm_hf.evaluation.calibration import CalibrationArguments, calibrate_checkpoint
+    from abm_hf.pretrained import CheckpointError
+    from abm_hf.runtime import leave_group, tune_process
+    from abm_hf.training.arguments import ArgumentError
+
     tune_process()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 
-from abm_hf.training.arguments import ArgumentError, parse_arguments
+from abm_hf.extras import lacks
 
 # Read when a process starts. glibc gives large blocks back to the system after each use, and every step pays for
 # their pages again: the first two make it keep them. oneDNN compiles its convolutions for each shape of a batch and
@@ -22,6 +22,11 @@ def main() -> int:
     """Exit code: 0 for finished or stopped in order, 2 for anything the user can put right."""
     if sys.platform == "linux" and not _ENVIRONMENT.keys() <= os.environ.keys():
         os.execve(sys.executable, [sys.executable, *sys.argv], {**_ENVIRONMENT, **os.environ})
+    if problem := lacks("train", "scripts/train.py", "accelerate", "datasets", "matplotlib", "yaml"):
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    from abm_hf.training.arguments import ArgumentError, parse_arguments
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         arguments = parse_arguments()

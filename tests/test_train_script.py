@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import resource
+import runpy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -155,3 +156,27 @@ def test_a_log_that_cannot_be_written_is_one_line(
     monkeypatch.setattr(RunDirectory, "append_metrics", full)
     code, error = script(*options(data, tmp_path / "run"))
     assert code == 2 and "the disk is full; the last good checkpoint is" in error and "step-00000002" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "named"),
+    [
+        ("train", ["--config", "smoke"], "accelerate, yaml"),
+        ("evaluate", ["--help"], "accelerate, yaml"),
+        ("calibrate", ["--help"], "accelerate, yaml"),
+        ("benchmark", ["cold"], "accelerate, yaml"),
+        ("prepare_dataset", ["imagefolder", "--input", ".", "--output", "out"], "pyarrow"),
+    ],
+)
+def test_a_script_without_its_extra_names_it(
+    name: str, line: list[str], named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for package in ("accelerate", "yaml", "pyarrow"):
+        monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    monkeypatch.setattr(sys, "platform", "elsewhere")  # where training does not start itself anew
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *line])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(TRAIN.parent / f"{name}.py"), run_name="__main__")
+    assert stopped.value.code == (1 if name == "prepare_dataset" else 2)
+    what = "abm-hf prepare" if name == "prepare_dataset" else f"scripts/{name}.py"
+    assert capsys.readouterr().err == f"error: {what} needs {named}: pip install 'abm-hf[train]'\n"

@@ -1,6 +1,5 @@
 """What every command says to a person: one line on stderr, and an exit code."""
 
-import importlib.util
 import sys
 
 from ..file_names import escape_name, printable
@@ -10,13 +9,6 @@ def fail(message: str) -> int:
     """Says what went wrong in one line on stderr and returns the exit code for wrong usage."""
     print(f"abm-hf: {printable(message)}", file=sys.stderr)
     return 2
-
-
-def lacks(package: str, extra: str, what: str) -> str | None:
-    """What to say where `what` needs a package of an extra that is not installed; `None` where it is."""
-    if importlib.util.find_spec(package) is not None:
-        return None
-    return f"{what} needs {package}: pip install 'abm-hf[{extra}]'"
 
 
 def one_line(error: BaseException) -> str:

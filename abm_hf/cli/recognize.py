@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..extras import lacks
 from ..file_names import escape_name
 from .loading import load_recognizer
-from .messages import about, fail, lacks, one_line
+from .messages import about, fail, one_line
 from .sharding import PredictionFile, Shard
 from .writing import FORMATS, FileWriter, PictureWriter, StreamWriter, Writer
 
@@ -119,8 +120,8 @@ def _contradiction(options: argparse.Namespace, shard: Shard) -> str | None:
     if options.rescoring_weight is not None and options.no_rescore:
         return "--rescoring-weight has no effect with --no-rescore: leave one of them out"
     if options.format == "mathml":
-        return lacks("latex2mathml", "output", "--format mathml")
-    return lacks("matplotlib", "output", "--format png") if options.format == "png" else None
+        return lacks("output", "--format mathml", "latex2mathml")
+    return lacks("output", "--format png", "matplotlib") if options.format == "png" else None
 
 
 def _run_processes(options: argparse.Namespace, inputs: Sequence[Any]) -> int:

@@ -22,6 +22,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..extras import lacks
+
 if TYPE_CHECKING:
     from .plan import Shard
     from .report import Report
@@ -321,6 +323,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(namespace: argparse.Namespace) -> int:
     """Runs `abm-hf prepare`; gives its exit code."""
     started = time.monotonic()
+    if problem := lacks("train", "abm-hf prepare", "pyarrow", "datasets", "matplotlib"):
+        sys.stderr.write(f"error: {problem}\n")
+        return 1
     from .source import PrepareError
 
     try:
@@ -348,9 +353,6 @@ def run(namespace: argparse.Namespace) -> int:
             sys.stdout.write(f"{address}\n")
     except (PrepareError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
-        return 1
-    except ModuleNotFoundError as error:
-        sys.stderr.write(f"error: {error}: data sets need more packages, pip install 'abm-hf[train]'\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("stopped: the same command continues with what is missing\n")
