@@ -3,6 +3,7 @@
 import os
 import re
 import unicodedata
+from pathlib import Path
 
 # Python holds a byte that is no UTF-8 as one of these.
 _UNDECODED = re.compile("[\udc80-\udcff]")
@@ -19,3 +20,9 @@ def printable(text: str | os.PathLike[str]) -> str:
     return "".join(
         repr(char)[1:-1] if unicodedata.category(char) in ("Cc", "Zl", "Zp") else char for char in escape_name(text)
     )
+
+
+def expand(path: str | os.PathLike[str]) -> Path:
+    """A path with `~` as the user's folder, where no shell has put it there, as in `--output=~/x`."""
+    path = Path(path)
+    return path.expanduser() if path.parts[:1] == ("~",) else path

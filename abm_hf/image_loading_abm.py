@@ -4,6 +4,7 @@ import base64
 import binascii
 import io
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,10 @@ class ImageInputError(ValueError):
         self.name = name
 
 
+class ImageInputWarning(UserWarning):
+    """A picture is used, but not all of it."""
+
+
 def holds_several(images: Any) -> bool:
     """
     Whether this is a collection of pictures and not one.
@@ -38,10 +43,13 @@ def holds_several(images: Any) -> bool:
     Collections are lists, tuples, columns of data sets and tables, generators, and arrays of four axes, a picture for
     each entry of the first, or of paths.
     """
+    if isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | Mapping | Image.Image):
+        return False
+    axes = getattr(images, "ndim", 0)  # of arrays, and of tensors of any library
+    if axes > 1 or hasattr(images, "detach"):
+        return axes == 4
     if isinstance(images, np.ndarray):
-        return images.ndim == 4 or (images.ndim == 1 and images.dtype.kind in "OSU")
-    if hasattr(images, "detach") or isinstance(images, str | bytes | bytearray | os.PathLike | Mapping | Image.Image):
-        return getattr(images, "ndim", 0) == 4
+        return images.dtype.kind in "OSU"
     if hasattr(images, "read"):
         return False
     # A data set of torch has no iterator, but a length and items.
@@ -88,6 +96,8 @@ def read_picture(source: ImageSource, max_megapixels: float, data_format: str | 
         source = _stored(source)
     if hasattr(source, "read"):
         source = source.read()
+    if isinstance(source, memoryview):
+        source = bytes(source)
     if isinstance(source, str | os.PathLike | bytes | bytearray):
         return _from_pillow(_open(source, max_megapixels), max_megapixels)
     if isinstance(source, Image.Image):
@@ -95,8 +105,8 @@ def read_picture(source: ImageSource, max_megapixels: float, data_format: str | 
     if hasattr(source, "detach") and hasattr(source, "cpu"):  # a torch tensor; NumPy knows no bfloat16
         source = source.detach().cpu()
         source = (source.float() if source.is_floating_point() else source).numpy()
-    if isinstance(source, np.ndarray):
-        return _from_array(source, max_megapixels, data_format)
+    if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
+        return _from_array(np.asarray(source), max_megapixels, data_format)
     raise ImageInputError(f"{type(source).__name__} is no picture: pass a path, bytes, PIL image, array or tensor")
 
 
@@ -113,24 +123,37 @@ def _open(source: str | os.PathLike | bytes | bytearray, max_megapixels: float) 
     """Read a file's header, check its size, then decode its pixels."""
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         raise ImageInputError("is an address: download the picture and pass its path", source)
-    name = name_of(source)
+    name, data = name_of(source), b""
     try:
-        with io.BytesIO(_bytes_of(source)) as stream, warnings.catch_warnings():
+        data = bytes(_bytes_of(source))
+        with io.BytesIO(data) as stream, warnings.catch_warnings():
             # Pillow warns at 89 megapixels, where ours has an error to say.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(stream)
             _check_size(picture.size, max_megapixels)
+            if picture.format == "TIFF" and (pages := getattr(picture, "n_frames", 1)) > 1:
+                said = f"{pages} pages, of which the first is read: pass the others one by one"
+                warnings.warn(ImageInputWarning(f"{name}: {said}" if name else said), stacklevel=4)
             picture.load()
     except ImageInputError as error:
         raise ImageInputError(error.reason, name) from None
     except Image.DecompressionBombError as error:
         raise ImageInputError(f"over {max_megapixels:g} megapixels: scale it down", name) from error
     except UnidentifiedImageError as error:
-        raise ImageInputError("not an image of a kind that can be read", name) from error
+        raise ImageInputError(f"not an image of a kind that can be read{_hint(data)}", name) from error
     except OSError as error:
         # Errors of the system (no such file, a folder, no permission) bring a text; those of decoders, a sentence.
         raise ImageInputError(error.strerror or f"damaged image file ({error})", name) from error
-    except (SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
+    except (
+        SyntaxError,
+        ValueError,
+        EOFError,
+        LookupError,
+        TypeError,
+        OverflowError,
+        MemoryError,
+        RuntimeError,
+    ) as error:
         # Decoders raise what they please on damaged files; Pillow documents only some of it.
         raise ImageInputError(f"damaged image file ({error or type(error).__name__})", name) from error
     return picture
@@ -140,7 +163,8 @@ def _bytes_of(source: str | os.PathLike | bytes | bytearray) -> bytes | bytearra
     if isinstance(source, bytes | bytearray):
         return source
     if not (isinstance(source, str) and source.startswith("data:")):
-        return Path(source).read_bytes()
+        path = Path(source)
+        return (path.expanduser() if path.parts[:1] == ("~",) else path).read_bytes()
     kind, _, text = source.partition(",")
     if not kind.endswith(";base64"):
         raise ImageInputError("a data: address is read where it is base64: data:image/png;base64,…")
@@ -148,6 +172,24 @@ def _bytes_of(source: str | os.PathLike | bytes | bytearray) -> bytes | bytearra
         return base64.b64decode(text)
     except binascii.Error as error:
         raise ImageInputError(f"damaged base64 ({error})") from error
+
+
+def _hint(data: bytes) -> str:
+    """What a file that is no picture is instead, and what to do, for what people try most."""
+    head = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if head.startswith(b"%pdf"):
+        return ": a PDF, export its page as PNG"
+    if head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif"):
+        return ": a HEIC picture, save it as PNG or JPEG"
+    if b"<svg" in head:
+        return ": an SVG, export it as PNG"
+    if re.search(rb"<(\w+:)?ink[\s>]", head):
+        return ": InkML, which abm_hf.recognize and abm_hf.read_inkml read"
+    if head.startswith((b"<!doctype html", b"<html")):
+        return ": a web page, download the picture that it shows"
+    if head.startswith(b"version https://git-lfs"):
+        return ": a pointer of Git LFS, fetch the file with git lfs pull"
+    return ""
 
 
 def _check_size(size: tuple[int, int], max_megapixels: float) -> None:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from .file_names import expand
+
 PACKAGED = Path(__file__).parent / "pretrained"
 DEFAULT = "small"
 
@@ -27,7 +29,7 @@ def checkpoint_path(model: str | Path | None = None) -> str:
         raise CheckpointError(
             f"no checkpoint ships with this installation ({packaged} does not exist): name one with --model"
         )
-    path = Path(name)
+    path = expand(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise CheckpointError(f"{name} holds no model: there is no config.json in it")

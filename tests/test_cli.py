@@ -239,6 +239,37 @@ def test_bad_files_give_a_line_each_and_the_others_go_on(
     assert sorted(tmp_path.rglob("*")) == before, "nothing is left behind"
 
 
+def test_copies_of_editors_are_no_inputs(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, pictures: Path
+) -> None:
+    """Hidden files and folders are left out; suffixes that other programs write, and HEIC, are not passed over."""
+    (pictures / ".ipynb_checkpoints").mkdir()
+    shutil.copy(pictures / "0.png", pictures / ".ipynb_checkpoints" / "0-checkpoint.png")
+    (pictures / "._1.png").write_bytes(b"resource fork")
+    Image.open(pictures / "2.png").save(pictures / "2.JFIF", "JPEG")
+    (pictures / "3.heic").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 100)
+    code, lines, errors = _recognize(capsys, tiny_checkpoint, pictures)
+    assert code == 1
+    assert [Path(line.partition("\t")[0]).name for line in lines] == ["0.png", "1.png", "2.JFIF", "2.png", "3.heic"]
+    assert len(errors) == 1 and errors[0].endswith(
+        "3.heic: not an image of a kind that can be read: a HEIC picture, save it as PNG or JPEG"
+    )
+
+
+def test_names_that_a_system_refuses(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, lines, errors = _recognize(capsys, tiny_checkpoint, "a" * 5000, pictures / "0.png", "--json")
+    assert code == 1 and len(lines) == 2 and len(errors) == 1 and "too long" in errors[0]
+    code, lines, errors = _recognize(capsys, tiny_checkpoint, "")
+    assert (code, lines) == (2, []) and errors == [
+        "abm-hf: an empty name is no input: is a variable of the shell not set?"
+    ]
+    monkeypatch.setenv("HOME", str(pictures))
+    code, lines, _ = _recognize(capsys, tiny_checkpoint, "~/0.png", "--output=~/answers.jsonl")
+    assert code == 0 and json.loads((pictures / "answers.jsonl").read_text())["file"] == str(pictures / "0.png")
+
+
 def test_mistakes_of_use(
     capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, pictures: Path, tmp_path: Path
 ) -> None:

@@ -66,6 +66,12 @@ def test_unknown_tokens_are_named() -> None:
         label_ids(ABMTokenizer(), r"x \hat é")
 
 
+def test_latex_in_any_spacing_and_spelling() -> None:
+    collator, expected = ABMCollator(tokenizer=ABMTokenizer()), label_ids(ABMTokenizer(), r"x ^ { 2 } \leq 1")
+    for latex in (r"x ^ { 2 } \leq 1", r"x^{2}\leq1", r"x^{2}\le\,1"):
+        assert collator([{"image": picture(4, 4), "latex": latex}])["labels"].tolist() == [expected]
+
+
 def bmp(image: np.ndarray) -> bytes:
     return cv2.imencode(".bmp", image)[1].tobytes()
 

@@ -6,7 +6,7 @@ import itertools
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from transformers.pipelines.pt_utils import KeyDataset
 
+from abm_hf.image_loading_abm import ImageInputWarning
 from abm_hf.image_processing_abm import ABMImageProcessor, ImageInputError
 
 PROCESSOR = ABMImageProcessor()
@@ -353,6 +354,43 @@ def test_an_icon_is_read_at_its_largest_size() -> None:
     )
 
 
+def test_further_pages_are_told(tmp_path: Path) -> None:
+    pages = [Image.fromarray(255 - drawn(1.2)), Image.fromarray(255 - drawn(2))]
+    pages[0].save(tmp_path / "scan.tif", save_all=True, append_images=pages[1:])
+    with pytest.warns(ImageInputWarning, match=r"scan.tif: 2 pages, of which the first is read"):
+        found = processed(tmp_path / "scan.tif")
+    assert agreement(found, processed(pages[0])) > 0.99
+
+
+def test_tensors_of_other_libraries() -> None:
+    """Known by their axes and by `__array__`, though they can be iterated over as well."""
+
+    class Foreign:
+        def __init__(self, array: np.ndarray) -> None:
+            self.array, self.ndim = array, array.ndim
+
+        def __array__(self, *arguments: object, **options: object) -> np.ndarray:
+            return self.array
+
+        def __iter__(self) -> Iterator[np.ndarray]:
+            return map(Foreign, self.array) if self.ndim == 4 else iter(self.array)
+
+    assert (processed(Foreign(FIELD)) == processed(FIELD)).all()
+    assert PROCESSOR(Foreign(np.stack([FIELD[..., None]] * 2))).pixel_values.shape[0] == 2
+    stream = io.BytesIO()
+    Image.fromarray(FIELD).save(stream, "PNG")
+    assert (processed(memoryview(stream.getvalue())) == processed(FIELD)).all()
+
+
+def test_a_path_may_begin_with_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Image.fromarray(FIELD).save(tmp_path / "a.png")
+    for path in ("~/a.png", Path("~/a.png")):
+        assert (processed(path) == processed(FIELD)).all()
+    with pytest.raises(ImageInputError, match=r"^~b.png: No such file"):
+        PROCESSOR("~b.png")
+
+
 def test_collections_of_every_kind() -> None:
     pictures = [FIELD, 255 - FIELD, FIELD]
     encoded = [Image.fromarray(picture) for picture in pictures]
@@ -409,6 +447,12 @@ def jpeg_bytes() -> bytes:
     [
         (b"not a picture", "not an image"),
         (b"", "not an image"),
+        (b"%PDF-1.7", "a PDF, export its page as PNG"),
+        (b"\0\0\0\x18ftypheic" + bytes(100), "a HEIC picture, save it as PNG or JPEG"),
+        (b"<?xml version='1.0'?><svg/>", "an SVG"),
+        (b"<ink><trace>1 2</trace></ink>", "InkML, which abm_hf.recognize"),
+        (b"<!DOCTYPE html><html></html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
         (jpeg_bytes()[:-2000], "damaged image file"),
         (png_header(100, 100), "damaged image file"),
         (png_header(20_000, 20_000), "over 50 megapixels"),

@@ -186,7 +186,9 @@ def test_damaged_folders(exported: Path, tmp_path: Path, damage: str, capsys: py
     with pytest.raises(CheckpointError, match="damaged"):
         ABMOnnxModel(folder)
     capsys.readouterr()
-    assert main(["recognize", "formula.png", "--engine", "onnx", "--model", str(folder)]) == 2
+    picture = tmp_path / "formula.png"
+    picture.touch()
+    assert main(["recognize", str(picture), "--engine", "onnx", "--model", str(folder)]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and len(captured.err.splitlines()) == 1, captured.err
 

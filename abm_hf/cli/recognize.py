@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..extras import lacks
-from ..file_names import escape_name
+from ..file_names import escape_name, expand
 from .loading import load_recognizer
 from .messages import about, fail, one_line
 from .sharding import PredictionFile, Shard
@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=expand,
         metavar="FILE.jsonl|FOLDER",
         help="append JSON lines to a file; inputs that it has answers for are not read again. With --format png: "
         "where the pictures go",
@@ -251,7 +251,9 @@ def _writer(options: argparse.Namespace, shard: Shard, single: bool) -> Writer:
         return FileWriter(path, options.min_score, mathml=options.format == "mathml")
     names = options.with_names
     if names is None:
-        names = len(options.inputs) > 1 or Path(options.inputs[0]).is_dir()
+        from ..inference.base import is_folder
+
+        names = len(options.inputs) > 1 or is_folder(options.inputs[0])
     return StreamWriter(options.format or "latex", options.min_score, names)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..spelling_abm import respell
 from .bucketing import padded_size
 
 IGNORED = -100
@@ -19,7 +20,7 @@ class ABMCollator:
 
     Args:
         multiple: Padded heights and widths are multiples of these numbers of pixels.
-        tokenizer: Needed only for examples that bring `latex` (a token string) instead of `labels`.
+        tokenizer: Needed only for examples that bring `latex` (in any spacing) instead of `labels`.
 
     An example is a mapping with an image under `image` (anything `np.asarray` turns into an array (H, W) of 0 to 255,
     ink bright) or `pixel_values` ((H, W) or (1, H, W), 0 to 1), and `labels` (token ids, the end token included) or
@@ -62,8 +63,11 @@ class ABMCollator:
         if example.get("labels") is not None:
             return [int(token) for token in example["labels"]]
         if example.get("latex") is not None and self.tokenizer is not None:
-            return label_ids(self.tokenizer, example["latex"])
+            return label_ids(self.tokenizer, " ".join(self._tokens(example["latex"])))
         return None
+
+    def _tokens(self, latex: str) -> list[str]:
+        return respell(self.tokenizer.lex(latex), self.tokenizer.get_vocab())
 
 
 def _image_of(example: Mapping[str, Any]) -> np.ndarray:

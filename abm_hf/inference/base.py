@@ -12,13 +12,18 @@ import numpy as np
 from PIL import Image
 
 from ..decoding_abm import DecodingOptions, Engine, Hypothesis, decode, ends
+from ..file_names import expand
 from ..image_loading_abm import ImageInputError, holds_several
 from ..ink.inkml import looks_like_inkml, read_inkml
 from ..ink.rendering import render_ink
 from ..ink.strokes import Ink, InkError
 from .typesetting import render_latex, to_mathml
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+# HEIC cannot be read, but who has such pictures in a folder is to be told.
+IMAGE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
+    | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+)
 INK_SUFFIXES = frozenset({".inkml"})
 
 
@@ -274,19 +279,37 @@ def pad_images(images: Sequence[np.ndarray], multiples: Sequence[int]) -> tuple[
 def iter_inputs(paths: Iterable[str | Path]) -> Iterator[Path]:
     """The files to read for the given files and folders; folders give their pictures and ink, in order of name.
 
+    Hidden files and folders are left out: copies of editors and systems, such as `.ipynb_checkpoints` and `._a.png`.
+
     Raises:
         FileNotFoundError: if a folder holds none.
+        ValueError: for an empty name, which would be the current folder.
     """
-    for path in map(Path, paths):
-        if not path.is_dir():
+    for name in paths:
+        if not str(name):
+            raise ValueError("an empty name is no input: is a variable of the shell not set?")
+        path = expand(name)
+        if not is_folder(path):
             yield path
             continue
         found = sorted(
-            file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES | INK_SUFFIXES and file.is_file()
+            file
+            for file in path.rglob("*")
+            if file.suffix.lower() in IMAGE_SUFFIXES | INK_SUFFIXES
+            and not any(part.startswith(".") for part in file.relative_to(path).parts)
+            and file.is_file()
         )
         if not found:
             raise FileNotFoundError(f"{path}: a folder without pictures ({', '.join(sorted(IMAGE_SUFFIXES))}) or ink")
         yield from found
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether this names a folder that is there."""
+    try:
+        return expand(path).is_dir()
+    except OSError:  # such as a name that is too long: reading it will tell
+        return False
 
 
 def are_several(images: Any) -> bool:

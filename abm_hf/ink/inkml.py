@@ -15,6 +15,7 @@ from typing import BinaryIO
 import numpy as np
 from lxml import etree
 
+from ..file_names import expand
 from .strokes import MAX_COORDINATE, Ink, InkError, InkWarning, Symbol
 from .trace_format import TraceFormat, TraceFormats, children, elements, identifier, read_encoded, read_values, text_of
 
@@ -122,7 +123,7 @@ def _load(source: Source, max_bytes: int) -> tuple[bytes, str | None]:
         data, name = source, None
     elif isinstance(source, str | os.PathLike):
         name = os.fspath(source)
-        with Path(source).open("rb") as file:
+        with expand(source).open("rb") as file:
             data = file.read(max_bytes + 1)
     else:
         name = str(source.name) if hasattr(source, "name") else None
