@@ -171,9 +171,7 @@ def test_pipeline(tiny_checkpoint: Path, recognizer: Recognizer) -> None:
         recognizer_pipeline(images[0], beams=3)
     with pytest.raises(ValueError, match="rescoring_weight"):
         recognizer_pipeline(images[0], rescoring_weight=2.0)
-    unsure = pipeline(
-        "image-to-latex", model=str(tiny_checkpoint), trust_remote_code=True, min_score=1.1, num_beams=1
-    )
+    unsure = pipeline("image-to-latex", model=str(tiny_checkpoint), trust_remote_code=True, min_score=1.1, num_beams=1)
     assert unsure(images[0], max_length=10)[0]["latex"] is None, "options count when they are given at construction"
 
 
