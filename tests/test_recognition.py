@@ -177,7 +177,7 @@ def test_pipeline(tiny_checkpoint: Path, recognizer: Recognizer) -> None:
 
 def test_columns_and_prompts(tiny_checkpoint: Path, recognizer: Recognizer) -> None:
     """What people hand to a pipeline: columns of data sets, data sets of torch, tuples, arrays, generators."""
-    reader = pipeline("image-to-latex", model=str(tiny_checkpoint), trust_remote_code=False)
+    reader = pipeline("image-to-latex", model=str(tiny_checkpoint), trust_remote_code=True)
     images = [_drawing(seed=seed) for seed in range(3)]
     rows = datasets.Dataset.from_dict({"image": images}).cast_column("image", datasets.Image())
     options = {"num_beams": 1, "max_length": 8}
