@@ -102,8 +102,8 @@ def test_an_evaluation_goes_on_where_it_was_stopped(
     evaluate_checkpoint(arguments)
     folder = Path(arguments.output_dir)
     whole = predictions(folder)
-    part = folder / "part-000.jsonl"
-    part.write_text("".join(part.read_text().splitlines(keepends=True)[:3]) + '{"id": "cut sh')
+    answers = folder / "answers.jsonl"
+    answers.write_text("".join(answers.read_text().splitlines(keepends=True)[:3]) + '{"id": "cut sh')
     read: list[int] = []
 
     def watched(engine: Any, encoded: Any, options: Any) -> Any:

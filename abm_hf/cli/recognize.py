@@ -1,16 +1,14 @@
 """`abm-hf recognize`: pictures, InkML files or folders of them in; LaTeX, MathML, JSON or pictures out."""
 
 import argparse
-import multiprocessing
-import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .loading import load_recognizer
 from .messages import about, fail, one_line
-from .sharding import PredictionFile, Shard
+from .predictions import checkpoint_fingerprint, resume
 from .writing import FORMATS, FileWriter, PictureWriter, StreamWriter, Writer
 
 if TYPE_CHECKING:
@@ -71,9 +69,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="append JSON lines to a file; inputs that it has answers for are not read again. With --format png: "
         "where the pictures go",
     )
-    parser.add_argument(
-        "--num-proc", type=_positive, default=1, metavar="N", help="processes that share the inputs, with --output"
-    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -84,28 +79,21 @@ def run(options: argparse.Namespace) -> int:
         inputs: list[Any] = [
             found for name in options.inputs for found in ([_STDIN] if name == _STDIN else iter_inputs([name]))
         ]
-        shard = Shard.from_environment()
-    except (FileNotFoundError, ValueError) as error:
+    except FileNotFoundError as error:
         return fail(str(error))
-    if problem := _contradiction(options, shard):
+    if problem := _contradiction(options):
         return fail(problem)
     if options.format == "png" and len(inputs) > 1 and options.output.suffix.lower() == ".png":
         return fail(f"{len(inputs)} inputs do not go into one picture: name a folder as --output")
-    if options.num_proc > 1:
-        return _run_processes(options, inputs)
-    code = _run_shard(options, inputs, shard)
-    # A launcher ends all processes when one of them fails: inputs that could not be read must not be the reason.
-    return 0 if code == 1 and shard.count > 1 else code
+    try:
+        return _run(options, inputs)
+    except OSError as error:
+        return fail(f"cannot write {error.filename or options.output}: {error.strerror or error}")
+    except (ValueError, ImportError) as error:  # options that contradict the model or each other; a missing package
+        return fail(one_line(error))
 
 
-def _contradiction(options: argparse.Namespace, shard: Shard) -> str | None:
-    several = options.num_proc > 1 or shard.count > 1
-    if options.num_proc > 1 and shard.count > 1:
-        return "--num-proc starts processes itself: leave it out under torchrun or accelerate launch"
-    if several and (options.output is None or options.format == "png"):
-        return "several processes write together only to --output FILE.jsonl"
-    if several and _STDIN in options.inputs:
-        return "several processes cannot share stdin: name files or folders"
+def _contradiction(options: argparse.Namespace) -> str | None:
     if options.format == "latex" and options.output is not None:
         return "--output takes JSON lines: leave --format latex out, or redirect standard output for LaTeX alone"
     if options.format == "png" and options.output is None:
@@ -115,79 +103,38 @@ def _contradiction(options: argparse.Namespace, shard: Shard) -> str | None:
     return None
 
 
-def _run_processes(options: argparse.Namespace, inputs: Sequence[Any]) -> int:
-    """Starts `--num-proc` processes on this machine and waits for them."""
-    context = multiprocessing.get_context("spawn")
-    # Threads that outnumber the cores only wait for each other.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.num_proc)))
-    shards = [Shard(index, options.num_proc, index) for index in range(options.num_proc)]
-    processes = [context.Process(target=_exit_with, args=(options, list(inputs), shard)) for shard in shards]
-    for process in processes:
-        process.start()
-    try:
-        for process in processes:
-            process.join()
-    except KeyboardInterrupt:
-        for process in processes:
-            process.join()  # the terminal has interrupted them as well
-        raise
-    codes = [process.exitcode or 0 for process in processes]
-    if any(code < 0 for code in codes):
-        return fail(f"a process was ended by signal {-min(codes)}; the same command goes on where it stopped")
-    return max(codes)
+def _run(options: argparse.Namespace, inputs: list[Any]) -> int:
+    """Recognizes the inputs that have no answer in the output yet."""
+    recognizer = load_recognizer(options.model, options.device, options.engine)
+    if recognizer is None:
+        return 2
+    settings = {}
+    if options.output and options.format != "png":
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        settings = _settings(options, recognizer)
+        done = resume(options.output, settings) - {_STDIN}
+        inputs = [item for item in inputs if str(item) not in done]
+    return 1 if _read(recognizer, inputs, options, settings) else 0
 
 
-def _exit_with(options: argparse.Namespace, inputs: list[Any], shard: Shard) -> None:
-    try:
-        code = _run_shard(options, inputs, shard)
-    except KeyboardInterrupt:
-        code = 130
-    sys.exit(code)
+def _settings(options: argparse.Namespace, recognizer: "BaseRecognizer") -> dict[str, Any]:
+    """All that the answers depend on, for the record: of a checkpoint the content, as its name may stay."""
+    unimportant = {"command", "run", "inputs", "model", "device", "engine", "batch_size", "output", "format"}
+    return {
+        "checkpoint": checkpoint_fingerprint(options.model),
+        "engine": type(recognizer).__name__,
+        "mathml": options.format == "mathml",
+        **{name: value for name, value in sorted(vars(options).items()) if name not in unimportant},
+    }
 
 
-def _run_shard(options: argparse.Namespace, inputs: list[Any], shard: Shard) -> int:
-    """Reads this process's share and, once all inputs have been read, puts the output in order."""
-    predictions = PredictionFile(options.output) if options.output and options.format != "png" else None
-    try:
-        mine, failed = shard.share(inputs), 0
-        if predictions:
-            predictions.path.parent.mkdir(parents=True, exist_ok=True)
-            predictions.mend(shard)
-            done = predictions.names()
-            mine = [item for item in mine if str(item) not in done]
-        if mine or shard.count == 1:
-            recognizer = _load(options, shard)
-            if recognizer is None:
-                return 2
-            failed = _read(recognizer, mine, options, shard)
-        if predictions:
-            predictions.merge([str(item) for item in inputs])
-    except OSError as error:
-        return fail(f"cannot write {error.filename or options.output}: {error.strerror or error}")
-    except (ValueError, ImportError) as error:  # options that contradict the model or each other; a missing package
-        return fail(one_line(error))
-    return 1 if failed else 0
-
-
-def _load(options: argparse.Namespace, shard: Shard) -> "BaseRecognizer | None":
-    return load_recognizer(options.model, _device(options, shard), options.engine)
-
-
-def _device(options: argparse.Namespace, shard: Shard) -> str | None:
-    """A GPU of its own for each process, where there are some."""
-    if options.device or shard.count == 1:
-        return options.device
-    import torch
-
-    gpus = torch.cuda.device_count()
-    return f"cuda:{shard.local_index % gpus}" if gpus else None
-
-
-def _read(recognizer: "BaseRecognizer", inputs: list[Any], options: argparse.Namespace, shard: Shard) -> int:
+def _read(
+    recognizer: "BaseRecognizer", inputs: list[Any], options: argparse.Namespace, settings: Mapping[str, Any]
+) -> int:
     """Reads and writes; returns how many inputs failed."""
     failed = 0
-    with _writer(options, shard, single=len(inputs) == 1) as writer:
-        for name, result in _results(recognizer, inputs, options, shard):
+    with _writer(options, settings, single=len(inputs) == 1) as writer:
+        for name, result in _results(recognizer, inputs, options):
             if result.error is not None:
                 failed += 1
                 fail(about(name, result.error))
@@ -199,17 +146,16 @@ def _read(recognizer: "BaseRecognizer", inputs: list[Any], options: argparse.Nam
     return failed
 
 
-def _writer(options: argparse.Namespace, shard: Shard, single: bool) -> Writer:
+def _writer(options: argparse.Namespace, settings: Mapping[str, Any], single: bool) -> Writer:
     if options.format == "png":
         return PictureWriter(options.output, options.min_score, single)
     if options.output:
-        path = PredictionFile(options.output).part(shard)
-        return FileWriter(path, options.min_score, mathml=options.format == "mathml")
+        return FileWriter(options.output, options.min_score, settings, mathml=options.format == "mathml")
     return StreamWriter(options.format or "latex", options.min_score)
 
 
 def _results(
-    recognizer: "BaseRecognizer", inputs: list[Any], options: argparse.Namespace, shard: Shard
+    recognizer: "BaseRecognizer", inputs: list[Any], options: argparse.Namespace
 ) -> Iterator[tuple[str, "Recognition"]]:
     """Name and result of each input, in order."""
     from tqdm import tqdm
@@ -227,7 +173,7 @@ def _results(
     )
     chunk = _CHUNK_BATCHES * options.batch_size
     # A bar for work that takes a while, and only where somebody watches.
-    hidden = len(inputs) <= options.batch_size or shard.index > 0 or not sys.stderr.isatty()
+    hidden = len(inputs) <= options.batch_size or not sys.stderr.isatty()
     with tqdm(total=len(inputs), unit="image", file=sys.stderr, disable=hidden) as bar:
         for start in range(0, len(inputs), chunk):
             names = inputs[start : start + chunk]

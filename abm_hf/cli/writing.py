@@ -1,6 +1,7 @@
 """How answers leave `abm-hf recognize`: lines on stdout, JSON lines in a file, pictures in a folder."""
 
 import json
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,10 +54,15 @@ class StreamWriter(Writer):
 
 
 class FileWriter(Writer):
-    """Appends JSON lines to a file."""
+    """Appends JSON lines to a file.
 
-    def __init__(self, path: Path, min_score: float = 0.0, mathml: bool = False):
+    Args:
+        options: what the answers depend on: a part of each line, so that no later run takes them for its own.
+    """
+
+    def __init__(self, path: Path, min_score: float, options: Mapping[str, Any], mathml: bool = False):
         super().__init__(min_score)
+        self.options = options
         self.mathml = mathml
         self.file = path.open("a", encoding="utf-8")
 
@@ -64,7 +70,8 @@ class FileWriter(Writer):
         self.file.close()
 
     def write(self, name: str, result: "Recognition") -> str | None:
-        print(json_line(name, result, self.is_unsure(result), self.mathml), file=self.file, flush=True)
+        record = _record(name, result, self.is_unsure(result), self.mathml) | {"options": self.options}
+        print(json.dumps(record, ensure_ascii=False), file=self.file, flush=True)
         return None
 
 
@@ -104,12 +111,12 @@ class PictureWriter(Writer):
         return path
 
 
-def json_line(name: str, result: "Recognition", unsure: bool = False, mathml: bool = False) -> str:
+def json_line(name: str, result: "Recognition", unsure: bool = False) -> str:
     """A result as one line of JSON, without line break."""
-    return json.dumps(_record(name, result, unsure, mathml), ensure_ascii=False)
+    return json.dumps(_record(name, result, unsure), ensure_ascii=False)
 
 
-def _record(name: str, result: "Recognition", unsure: bool, mathml: bool) -> dict[str, Any]:
+def _record(name: str, result: "Recognition", unsure: bool, mathml: bool = False) -> dict[str, Any]:
     if result.error is not None:
         return {"file": name, "error": result.error}
     assert result.image is not None

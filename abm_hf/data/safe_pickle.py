@@ -12,6 +12,7 @@ import mmap
 import pickle
 import pickletools
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -80,7 +81,7 @@ def _describe(thing: Any) -> str:
     return f"of type {type(thing).__name__.lstrip('_')}"
 
 
-def _check_instructions(file: mmap.mmap) -> None:
+def _check_instructions(file: Any) -> None:
     """Goes through the instructions without running them.
 
     Raises:
@@ -97,14 +98,15 @@ def _check_instructions(file: mmap.mmap) -> None:
         operation = _OPERATIONS.get(code.decode("latin-1"))
         if operation is None or not _INSTRUCTIONS.fullmatch(operation.name):
             _refuse(f"has the instruction {code!r}, unknown to arrays" if code else "ends early", position)
-        name, reader = operation.name, operation.arg.reader if operation.arg else None
+        name = operation.name
+        reader: Callable[[Any], Any] | None = operation.arg.reader if operation.arg else None
         if name == "STRING":  # bytes of Python 2, which pickletools takes for ASCII
             reader = mmap.mmap.readline
         argument: Any = reader(file) if reader else None  # reads what is there, however much is announced
         if isinstance(argument, bytes | bytearray | str) and len(argument) > MAX_ARRAY_BYTES:
             _refuse(f"has an array of {len(argument)} bytes; {MAX_ARRAY_BYTES} are allowed", position)
         if name in _PUT:
-            index = len(memo) if argument is None else argument
+            index = len(memo) if name == "MEMOIZE" else int(argument)
             if index > count:
                 _refuse("remembers more than it has", position)
             memo[index] = stack[-1]

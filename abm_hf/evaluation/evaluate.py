@@ -1,8 +1,7 @@
 """Measures a checkpoint on a labelled split: `accelerate launch scripts/evaluate.py --model … --data … --split …`.
 
-It writes `predictions.jsonl`, `results.json` and `report.html`. Processes share the batches, each appends what it has
-read to a file of its own, and the main one puts the files together; so an evaluation that was stopped goes on, with
-any number of processes.
+It writes `predictions.jsonl`, `results.json` and `report.html`. Processes share the batches, and the main one appends
+what they have read to a file; so an evaluation that was stopped is resumed, with any number of processes.
 """
 
 import json
