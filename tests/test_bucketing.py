@@ -15,7 +15,6 @@ from abm_hf.data.bucketing import (
     Stage,
     cut_by_area,
     padded_size,
-    padding_waste,
     snap_scale,
 )
 from abm_hf.data.offline import read_offline
@@ -170,9 +169,18 @@ def test_no_items_are_refused() -> None:
 
 
 def waste_of(sizes: tuple[np.ndarray, np.ndarray, np.ndarray], scale_range: tuple[float, float], order: str) -> float:
+    """Share of the padded pixels that no image covers."""
     limits = BatchLimits(max_images=16, multiple=(16, 32))
     sampler = BucketBatchSampler(*sizes, limits, scale_range=scale_range, order=order)
-    return padding_waste(sampler.plan_epoch(1, 0), sizes[0], sizes[1], (16, 32))
+    covered = padded = 0.0
+    for batch in sampler.plan_epoch(1, 0):
+        heights, widths = (
+            np.rint(side[list(batch.indices)] * scale) for side, scale in zip(sizes, batch.scale, strict=False)
+        )
+        rows, columns = padded_size(float(heights.max()), float(widths.max()), (16, 32))
+        covered += float((heights * widths).sum())
+        padded += len(batch.indices) * rows * columns
+    return 1 - covered / padded
 
 
 def test_padding_wastes_little() -> None:

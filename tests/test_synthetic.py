@@ -3,7 +3,6 @@
 import hashlib
 import subprocess
 import sys
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +10,10 @@ import pytest
 
 from abm_hf.ink.inkml import read_inkml
 from abm_hf.ink.rendering import render_ink
-from abm_hf.ink.strokes import Ink
 from abm_hf.latex.normalization import LatexError, is_well_formed
 from abm_hf.synthetic.expressions import (
-    STRUCTURE_TOKENS,
     handwritten,
-    synthetic_dataset,
     synthetic_ink,
-    synthetic_stream,
 )
 from abm_hf.synthetic.glyphs import glyphs_of
 from abm_hf.synthetic.grammar import ExpressionGrammar
@@ -26,6 +21,8 @@ from abm_hf.synthetic.shapes import SHAPES, SPELT
 from abm_hf.tokenization_abm import ABMTokenizer
 
 SEEDS = range(100)
+#: They have no strokes.
+STRUCTURE_TOKENS = frozenset(("{", "}", "^", "_", "\\limits"))
 
 
 def visible_tokens(label: str) -> list[str]:
@@ -183,29 +180,6 @@ def test_what_cannot_be_written_is_named():
         handwritten("x ^ { " * 2000 + "x" + " }" * 2000, 0)
     with pytest.raises(LatexError, match="nesting"):
         handwritten("{ " * 2000 + "x" + " }" * 2000, 0)
-
-
-def test_a_dataset_has_the_prepared_columns_and_its_image_is_its_ink():
-    datasets = pytest.importorskip("datasets")
-    rows = synthetic_dataset(5, seed=3, max_tokens=12, writers=2)
-    assert rows == synthetic_dataset(6, seed=3, max_tokens=12, writers=2)[:5]
-    assert len({row["writer"] for row in rows}) == 2 and len({row["id"] for row in rows}) == 5
-    table = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
-    row = table[0]
-    assert row["tokens"] == row["latex"].split() and row["source"] == "synthetic"
-    assert row["image"].size == (row["width"], row["height"]) and row["image"].mode == "L"
-    ink = Ink(row["ink"])
-    assert np.array_equal(np.asarray(row["image"]), render_ink(ink))
-
-
-def test_shards_of_a_stream_make_up_the_stream():
-    whole = [ink.label for ink in islice(synthetic_stream(4, max_tokens=10), 6)]
-    shards = [
-        [ink.label for ink in islice(synthetic_stream(4, max_tokens=10, shard=k, shards=2), 3)] for k in range(2)
-    ]
-    assert whole == [label for pair in zip(*shards, strict=True) for label in pair]
-    with pytest.raises(ValueError, match="shard 2"):
-        next(synthetic_stream(shard=2, shards=2))
 
 
 def test_labels_follow_the_convention_asked_for():

@@ -137,10 +137,3 @@ def test_nothing_read_is_said_and_not_drawn(explanation: Explanation) -> None:
     for draw in (viz.attention_gif, viz.attention_strip):
         with pytest.raises(ValueError, match="nothing was read"):
             draw(nothing)
-
-
-def test_both_directions_in_one_picture(explanation: Explanation) -> None:
-    backwards = replace(explanation, tokens=explanation.tokens[::-1], attention=explanation.attention[::-1])
-    picture = viz.side_by_side(explanation, backwards)
-    cell = viz.draw_token(explanation, 0)
-    assert picture.size == (2 * cell.width, 4 * cell.height)  # two blocks of coverage and three tokens, two in a row
