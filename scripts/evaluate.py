@@ -7,10 +7,10 @@ import sys
 
 from transformers import HfArgumentParser
 
+from abm_hf.arguments import ArgumentError
 from abm_hf.evaluation.evaluate import EvaluationArguments, evaluate_checkpoint
 from abm_hf.pretrained import CheckpointError
 from abm_hf.runtime import leave_group, tune_process
-from abm_hf.training.arguments import ArgumentError
 
 
 def main() -> int:

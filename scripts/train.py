@@ -5,7 +5,8 @@ import logging
 import os
 import sys
 
-from abm_hf.training.arguments import ArgumentError, parse_arguments
+from abm_hf.arguments import ArgumentError
+from abm_hf.training.arguments import parse_arguments
 
 # Read when a process starts. glibc gives large blocks back to the system after each use, and every step pays for
 # their pages again: the first two make it keep them. oneDNN compiles its convolutions for each shape of a batch and

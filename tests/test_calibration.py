@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from transformers import pipeline
 
 from abm_hf import ABMForConditionalGeneration, Recognizer
+from abm_hf.arguments import ArgumentError
 from abm_hf.decoding_abm import Hypothesis, distinct_hypotheses
 from abm_hf.evaluation import calibration
 from abm_hf.evaluation.calibration import (
@@ -23,7 +24,6 @@ from abm_hf.evaluation.calibration import (
 )
 from abm_hf.evaluation.reliability import draw_reliability, expected_calibration_error
 from abm_hf.hub.publish import export_checkpoint
-from abm_hf.training.arguments import ArgumentError
 
 
 def _drawing() -> Image.Image:

@@ -21,13 +21,13 @@ from training_runs import write_pictures
 
 import abm_hf.evaluation.evaluate as evaluation
 from abm_hf import ABMForConditionalGeneration
+from abm_hf.arguments import ArgumentError
+from abm_hf.data.items import load_split
 from abm_hf.evaluation.errors import align_tokens, count_token_errors, structure_depth, wilson_interval
 from abm_hf.evaluation.evaluate import EvaluationArguments, evaluate_checkpoint
 from abm_hf.evaluation.predictions import read_items
 from abm_hf.evaluation.report import build_report
 from abm_hf.pretrained import CheckpointError
-from abm_hf.training.arguments import ArgumentError, DataArguments
-from abm_hf.training.items import load_split
 
 _RATES = ("exprate", "exprate_1", "exprate_2", "exprate_3", "wer", "structure_rate", "tree_rate")
 
@@ -141,7 +141,7 @@ def test_what_cannot_be_evaluated_is_refused_before_any_work(arguments: Evaluati
 
 
 def test_items_of_one_id_are_refused(tmp_path: Path) -> None:
-    items = load_split("synthetic", "train", DataArguments(synthetic_items=3))
+    items = load_split("synthetic", "train", synthetic_items=3)
     items.ids[2] = items.ids[0]
     with pytest.raises(ArgumentError, match="several items have the id 'train-0'"):
         read_items(items, lambda values, mask: [], tmp_path, Accelerator(cpu=True), 4, 10_000)

@@ -24,12 +24,14 @@ import pytest
 import yaml
 from fake_hub import FakeHub, running_hub
 
+from abm_hf.cli.prepare import add_arguments, run
 from abm_hf.data import prepare
 from abm_hf.data.crohme import load_crohme, origin_of, writer_of
+from abm_hf.data.items import load_split
 from abm_hf.data.offline import OfflineError, read_captions, read_offline
 from abm_hf.data.pictures import read_field_form
 from abm_hf.data.plan import plan_shards
-from abm_hf.data.prepare import add_arguments, prepare_dataset, run
+from abm_hf.data.prepare import prepare_dataset
 from abm_hf.data.publish import push_prepared
 from abm_hf.data.shards import ROW_GROUP, ShardStatistics, _read_or_skip, _to_table, ink_from_row, write_shard
 from abm_hf.data.source import Entry, PrepareError, Record
@@ -39,7 +41,6 @@ from abm_hf.ink.strokes import Ink
 from abm_hf.latex.normalization import normalize_latex
 from abm_hf.synthetic.expressions import synthetic_ink
 from abm_hf.training.arguments import DataArguments
-from abm_hf.training.items import load_split
 
 COLUMNS = ["id", "image", "ink", "latex", "tokens", "source", "writer", "width", "height"]
 
@@ -138,7 +139,7 @@ def test_training_sees_the_ink_of_the_source(tmp_path: Path, inks: list[Ink]) ->
         assert any((stroke[:, :2] < 0).any() for stroke in strokes)
         write_inkml(Ink(strokes, f"$ {ink.label} $"), tmp_path / "crohme" / "train" / f"e{decimals}.inkml")
     prepare_dataset("crohme-inkml", tmp_path / "crohme", tmp_path / "out", shard_size=4)
-    items = load_split(str(tmp_path / "out"), "train", DataArguments())
+    items = load_split(str(tmp_path / "out"), "train")
     assert items.inks is not None and len(items.inks) == 6
     for item, name in enumerate(items.ids):
         source, stored = read_inkml(tmp_path / "crohme" / "train" / f"{name}.inkml"), items.inks[item]
@@ -430,7 +431,7 @@ def test_quiet_says_nothing(tree: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import argparse, sys; from abm_hf.data.prepare import add_arguments; "
+        "import argparse, sys; from abm_hf.cli.prepare import add_arguments; "
         "parser = argparse.ArgumentParser(); add_arguments(parser); parser.format_help(); "
         "print([name for name in ('torch', 'datasets', 'pyarrow', 'cv2', 'numpy') if name in sys.modules])"
     )

@@ -33,7 +33,7 @@ from training_runs import (
 import abm_hf.training.loop as loop
 import abm_hf.training.state as state_module
 from abm_hf import ABMForConditionalGeneration, ABMProcessor
-from abm_hf.training.arguments import ArgumentError
+from abm_hf.arguments import ArgumentError
 from abm_hf.training.data import PlannedDataset
 from abm_hf.training.loop import train
 from abm_hf.training.state import CheckpointError, CheckpointStore, RunDirectory, RunDirectoryError

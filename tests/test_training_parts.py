@@ -14,13 +14,15 @@ import transformers
 from training_runs import TINY, arguments, write_pictures
 
 from abm_hf import ABMConfig, ABMForConditionalGeneration, ABMTokenizer
+from abm_hf.arguments import ArgumentError
 from abm_hf.data.collator import ABMCollator
+from abm_hf.data.items import concatenate, load_split
 from abm_hf.evaluation.expression_rate import expression_rate
 from abm_hf.pretrained import checkpoint_path
-from abm_hf.training.arguments import ArgumentError, Arguments, ModelArguments, parse_arguments
+from abm_hf.training.arguments import Arguments, ModelArguments, parse_arguments
 from abm_hf.training.data import VARIATIONS
 from abm_hf.training.evaluation import evaluation_batches, token_string
-from abm_hf.training.items import concatenate, hold_out, load_items, load_split
+from abm_hf.training.items import hold_out, load_items
 from abm_hf.training.optimization import AveragedWeights, parameter_groups
 from abm_hf.training.run import build_model
 from abm_hf.training.schedule import Leg, Plateau, curriculum, extended, learning_rate
@@ -116,7 +118,7 @@ def test_an_empty_split_and_an_unknown_token_are_explained(tmp_path: Path) -> No
     (tmp_path / "train" / "img").mkdir(parents=True)
     (tmp_path / "train" / "caption.txt").write_text("")
     with pytest.raises(ArgumentError, match=r"'train' .*is empty"):
-        load_split(str(tmp_path), "train", Arguments().data)
+        load_split(str(tmp_path), "train")
     for name in ("a", "b"):
         cv2.imwrite(str(tmp_path / "train" / "img" / f"{name}.bmp"), np.zeros((9, 9), np.uint8))
     (tmp_path / "train" / "caption.txt").write_text("a\tx\nb\tx \\heart\n")
@@ -134,7 +136,7 @@ def test_what_is_held_out_is_in_no_part(data: Path, tmp_path: Path) -> None:
 
 def test_a_prepared_data_set_is_read(tmp_path: Path, data: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    offline = load_split(str(data), "train", Arguments().data)
+    offline = load_split(str(data), "train")
     rows = {
         "id": offline.ids,
         "image": [{"bytes": cv2.imencode(".png", image)[1].tobytes(), "path": None} for image in offline.images],
@@ -144,21 +146,19 @@ def test_a_prepared_data_set_is_read(tmp_path: Path, data: Path) -> None:
     }
     table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
     datasets.DatasetDict({"train": table}).save_to_disk(str(tmp_path / "prepared"))
-    items = load_split(str(tmp_path / "prepared"), "train", Arguments().data)
+    items = load_split(str(tmp_path / "prepared"), "train")
     assert items.fingerprint() == offline.fingerprint() and items.groups == offline.groups
     assert all(np.array_equal(a, b) for a, b in zip(items.images, offline.images, strict=True))
     assert items.inks is not None and items.inks[1] is None
     first = items.inks[0]
     assert first is not None and np.array_equal(first.strokes[0], [[0.0, 0.0], [1.5, 2.0]])
     with pytest.raises(ArgumentError, match="no split 'test2013'; it has train"):
-        load_split(str(tmp_path / "prepared"), "test2013", Arguments().data)
+        load_split(str(tmp_path / "prepared"), "test2013")
 
 
 @pytest.mark.parametrize("name", ["none", "image", "ink"])
 def test_variations_keep_the_planned_size_and_the_ink(name: str) -> None:
-    chosen = Arguments().data
-    chosen.synthetic_items = 8
-    items = load_split("synthetic", "train", chosen)
+    items = load_split("synthetic", "train", synthetic_items=8)
     for index in range(8):
         for scale in ((1.0, 1.0), (0.7, 0.75), (1.4, 1.3)):
             images = [VARIATIONS[name](items, index, np.random.default_rng(seed), scale) for seed in (1, 1, 2)]
@@ -171,9 +171,7 @@ def test_variations_keep_the_planned_size_and_the_ink(name: str) -> None:
 
 
 def test_items_of_several_sources_are_joined(data: Path) -> None:
-    chosen = Arguments().data
-    chosen.synthetic_items = 3
-    offline, synthetic = load_split(str(data), "train", chosen), load_split("synthetic", "train", chosen)
+    offline, synthetic = load_split(str(data), "train"), load_split("synthetic", "train", synthetic_items=3)
     joined = concatenate([offline, synthetic])
     assert len(joined) == 43 and joined.latex[41] == synthetic.latex[1]
     assert np.array_equal(joined.images[41], synthetic.images[1]) and np.array_equal(
@@ -188,7 +186,7 @@ def test_items_of_several_sources_are_joined(data: Path) -> None:
 
 
 def test_no_writer_is_on_both_sides_of_the_holdout(data: Path) -> None:
-    items = load_split(str(data), "train", Arguments().data)
+    items = load_split(str(data), "train")
     kept, held = hold_out(items, 0.3)
     assert sorted(kept + held) == list(range(40)) and 12 <= len(held) < 20
     assert not {items.groups[i] for i in kept} & {items.groups[i] for i in held}
@@ -268,7 +266,7 @@ def test_averaged_weights_follow_and_swap() -> None:
 
 
 def test_evaluation_covers_every_item_and_reads_predictions(data: Path) -> None:
-    items = load_split(str(data), "train", Arguments().data)
+    items = load_split(str(data), "train")
     batches = list(evaluation_batches(items, max_images=7, max_pixels=20_000))
     assert sorted(index for batch in batches for index in batch) == list(range(40))
     tokenizer = ABMTokenizer()
@@ -281,7 +279,7 @@ class Pictures(torch.utils.data.Dataset):
     """A data set as `transformers.Trainer` takes it."""
 
     def __init__(self, data: Path) -> None:
-        self.items = load_split(str(data), "train", Arguments().data)
+        self.items = load_split(str(data), "train")
         self.items.encode(ABMTokenizer())
 
     def __len__(self) -> int:

@@ -12,14 +12,13 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..arguments import ArgumentError
 from ..data.collator import ABMCollator
+from ..data.items import Items, evaluation_batches
+from ..files import write_json
 from ..inference.base import BaseRecognizer
 from ..inference.loading import Engine, load_recognizer
 from ..pretrained import CheckpointError
-from ..training.arguments import ArgumentError
-from ..training.evaluation import evaluation_batches
-from ..training.items import Items
-from ..training.state import write_json
 
 # What may differ between the runs that fill one folder.
 _UNIMPORTANT = frozenset({"output_dir", "cpu", "batch_images", "batch_pixels", "gallery", "store"})

@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data.bucketing import BucketBatchSampler, PlannedBatch
 from ..data.collator import ABMCollator
+from ..data.items import Items
 from ..ink.augmentation import AugmentConfig, augment_image, augment_ink
 from ..ink.rendering import HEIGHT, MARGIN, render_ink
 from ..ink.strokes import Ink
 from .arguments import DataArguments
-from .items import Items
 
 
 @dataclass

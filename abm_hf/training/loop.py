@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from ..data.collator import ABMCollator
+from ..files import write_json
 from ..hub.publish import save_pretrained
 from ..processing_abm import ABMProcessor
 from ..tokenization_abm import ABMTokenizer
@@ -29,7 +30,7 @@ from .evaluation import evaluate_items
 from .items import load_items
 from .run import Run, build_run, check_same_data, make_accelerator, resume, save_checkpoint
 from .schedule import learning_rate
-from .state import CheckpointError, RunDirectory, replace_folder, write_json
+from .state import CheckpointError, RunDirectory, replace_folder
 from .step import StepResult, check_finite, training_step
 from .stopping import StopRequest
 
