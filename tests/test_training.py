@@ -205,7 +205,10 @@ def test_a_signal_to_the_whole_group_saves_as_well(tmp_path: Path) -> None:
     ("fault", "message"),
     [
         ("loop.training_step = None", "'NoneType' object is not callable"),
-        ("loop.VARIATIONS.update(dict.fromkeys(loop.VARIATIONS, lambda *_: 1 / 0))", "division by zero"),  # in a worker
+        (
+            "loop.VARIATIONS.update(dict.fromkeys(loop.VARIATIONS, lambda *_: 1 / 0))",
+            "division by zero",
+        ),  # in a worker
     ],
 )
 def test_a_run_that_fails_takes_its_workers_along(data: Path, tmp_path: Path, fault: str, message: str) -> None:
