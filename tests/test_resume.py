@@ -49,8 +49,8 @@ def test_what_was_stopped_is_resumed(tiny_checkpoint: Path, pictures: Path, tmp_
 @pytest.mark.parametrize(
     ("more", "change"),
     [
-        (["--beams", "3"], "beams 2 (now 3)"),
-        (["--no-grammar"], "no_grammar false (now true)"),
+        (["--beams", "3"], "num_beams 2 (now 3)"),
+        (["--no-grammar"], "grammar true (now false)"),
         (["--format", "mathml"], "mathml false (now true)"),
         (["--engine", "torch", "--top-k", "2"], "top_k 1 (now 2)"),
     ],
@@ -84,7 +84,7 @@ def test_answers_of_another_checkpoint_of_the_same_name_are_not_added_to(
     next(model.parameters()).data.add_(0.01)
     model.save_pretrained(checkpoint)
     assert main(command) == 2
-    assert "checkpoint" in capsys.readouterr().err
+    assert "weights" in capsys.readouterr().err
 
 
 def test_an_input_that_failed_is_tried_again(tiny_checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_mistakes(tiny_checkpoint: Path, pictures: Path, capsys: pytest.CaptureF
         ([str(pictures), "--format", "png"], "folder"),
         ([str(pictures), "--format", "png", "--output", str(tmp_path / "one.png")], "name a folder"),
         ([str(pictures), "--format", "latex", "--output", str(tmp_path / "out.txt")], "JSON lines"),
-        ([str(pictures), "--two-way-weight", "0.4"], "--two-way"),
+        ([str(pictures), "--rescoring-weight", "0.4", "--no-rescore"], "--no-rescore"),
     ):
         assert main(["recognize", *arguments, "--model", str(tiny_checkpoint)]) == 2
         assert word in capsys.readouterr().err

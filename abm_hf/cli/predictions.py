@@ -1,6 +1,5 @@
 """The file of JSON lines that `abm-hf recognize --output` appends to, and resumes after it was stopped."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,14 +7,6 @@ from typing import Any
 
 # How each line begins, see `writing.py`: so a line cut short is told from something else.
 _BEGINNING = '{"file": "'
-_CHECKPOINT_FILES = (
-    "*.safetensors",
-    "onnx/*",
-    "config.json",
-    "generation_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-)
 
 
 def resume(path: Path, options: Mapping[str, Any]) -> set[str]:
@@ -51,23 +42,6 @@ def resume(path: Path, options: Mapping[str, Any]) -> set[str]:
         incoming.write_text(whole, encoding="utf-8")
         incoming.replace(path)
     return set(kept)
-
-
-def checkpoint_fingerprint(model: str | None) -> str:
-    """Hash of the files that a checkpoint's answers depend on; it must have been loaded before."""
-    from huggingface_hub import try_to_load_from_cache
-
-    from ..pretrained import checkpoint_path
-
-    name = checkpoint_path(model)
-    folder = Path(name)
-    if not folder.is_dir():
-        folder = Path(str(try_to_load_from_cache(name, "config.json"))).parent
-    digest = hashlib.sha256()
-    for file in sorted(file for pattern in _CHECKPOINT_FILES for file in folder.glob(pattern)):
-        digest.update(file.relative_to(folder).as_posix().encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def _changes(before: Any, now: Mapping[str, Any]) -> str:

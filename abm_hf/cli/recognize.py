@@ -3,15 +3,17 @@
 import argparse
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .loading import load_recognizer
 from .messages import about, fail, one_line
-from .predictions import checkpoint_fingerprint, resume
+from .predictions import resume
 from .writing import FORMATS, FileWriter, PictureWriter, StreamWriter, Writer
 
 if TYPE_CHECKING:
+    from ..decoding_abm import DecodingOptions
     from ..inference.base import BaseRecognizer, Recognition
 
 _STDIN = "-"
@@ -117,14 +119,29 @@ def _run(options: argparse.Namespace, inputs: list[Any]) -> int:
     return 1 if _read(recognizer, inputs, options, settings) else 0
 
 
+def _decoding(options: argparse.Namespace) -> "DecodingOptions":
+    from ..decoding_abm import DecodingOptions
+
+    return DecodingOptions(
+        num_beams=options.beams,
+        top_k=options.top_k,
+        max_length=options.max_length,
+        grammar=not options.no_grammar,
+        rescore=False if options.no_rescore else None,
+        rescoring_weight=options.rescoring_weight,
+        rescoring_size=options.rescoring_size,
+    )
+
+
 def _settings(options: argparse.Namespace, recognizer: "BaseRecognizer") -> dict[str, Any]:
-    """All that the answers depend on, for the record: of a checkpoint the content, as its name may stay."""
-    unimportant = {"command", "run", "inputs", "model", "device", "engine", "batch_size", "output", "format"}
+    """All that the answers depend on, for the record: the weights themselves, as a checkpoint's name may stay."""
+    decoding = _decoding(options).resolve(recognizer.engine.settings, recognizer.engine.directions)
     return {
-        "checkpoint": checkpoint_fingerprint(options.model),
+        "weights": recognizer.fingerprint(),
         "engine": type(recognizer).__name__,
         "mathml": options.format == "mathml",
-        **{name: value for name, value in sorted(vars(options).items()) if name not in unimportant},
+        "min_score": options.min_score,
+        **asdict(decoding),
     }
 
 
@@ -160,17 +177,7 @@ def _results(
     """Name and result of each input, in order."""
     from tqdm import tqdm
 
-    from ..decoding_abm import DecodingOptions
-
-    decoding = DecodingOptions(
-        num_beams=options.beams,
-        top_k=options.top_k,
-        max_length=options.max_length,
-        grammar=not options.no_grammar,
-        rescore=False if options.no_rescore else None,
-        rescoring_weight=options.rescoring_weight,
-        rescoring_size=options.rescoring_size,
-    )
+    decoding = _decoding(options)
     chunk = _CHUNK_BATCHES * options.batch_size
     # A bar for work that takes a while, and only where somebody watches.
     hidden = len(inputs) <= options.batch_size or not sys.stderr.isatty()
