@@ -11,8 +11,8 @@ import torch
 from abm_hf import ABMForConditionalGeneration, ABMProcessor
 from abm_hf.hub.conversion import ConversionError, convert_state_dict, read_state_dict
 
-FIXTURE = Path(__file__).parent / "fixtures" / "abm_reference_small.safetensors"
-SCRIPT = Path(__file__).parent.parent / "scripts" / "convert_abm_checkpoint.py"
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "abm_reference_small.safetensors"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_abm_checkpoint.py"
 
 
 def _convert(source: Path, target: Path) -> int:

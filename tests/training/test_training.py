@@ -221,7 +221,13 @@ def test_a_run_that_fails_takes_its_workers_along(data: Path, tmp_path: Path, fa
     """
     command = [sys.executable, "-c", failing, str(data), str(tmp_path / "run")]
     done = subprocess.run(
-        command, cwd=Path(__file__).parent, env=environment(), capture_output=True, text=True, timeout=120, check=False
+        command,
+        cwd=Path(__file__).parents[1],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 1 and message in done.stderr
 

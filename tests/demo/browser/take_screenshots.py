@@ -1,7 +1,7 @@
 """Takes the pictures of the demo that the documentation shows.
 
     abm-hf demo &
-    python tests/browser/take_screenshots.py http://127.0.0.1:7860 docs/images
+    python tests/demo/browser/take_screenshots.py http://127.0.0.1:7860 docs/images
 
 Writes `demo.png` (desktop, light, an example of ink) and `demo_phone.png` (360 px, dark, another; as far down as the
 desktop's picture goes when they stand side by side).

@@ -14,7 +14,7 @@ import pytest
 from fake_recognizer import LATEX, WIDE
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 OpenPage = Callable[..., Any]
 
 

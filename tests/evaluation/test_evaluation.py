@@ -83,7 +83,7 @@ def test_what_cannot_work_is_one_line(
 ) -> None:
     monkeypatch.setattr("abm_hf.runtime.tune_process", lambda: None)  # that concerns the whole process
     monkeypatch.setattr(sys, "argv", [name, "--data", "d", "--split", "s", "--output_dir", "o", "--max_length", "1"])
-    script = Path(__file__).parents[1] / "scripts" / f"{name}.py"
+    script = Path(__file__).parents[2] / "scripts" / f"{name}.py"
     with pytest.raises(SystemExit, match="2"):
         runpy.run_path(str(script), run_name="__main__")
     message = capsys.readouterr().err

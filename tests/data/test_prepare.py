@@ -666,7 +666,7 @@ def hub() -> Iterator[FakeHub]:
 
 
 def test_push_to_hub(hub: FakeHub, tree: Path, tmp_path: Path) -> None:
-    script = Path(__file__).parent.parent / "scripts" / "prepare_dataset.py"
+    script = Path(__file__).parents[2] / "scripts" / "prepare_dataset.py"
     options = ["crohme-inkml", "--input", str(tree), "--output", str(tmp_path / "out"), "--push-to-hub", "me/set"]
     # In processes of their own, as huggingface_hub and datasets read the address when they are imported.
     environment = hub.environment(tmp_path / "home")

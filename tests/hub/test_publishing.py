@@ -25,7 +25,7 @@ from abm_hf.cli.main import main
 from abm_hf.hub.onnx_export import export_onnx
 from abm_hf.hub.publish import HubError, export_space, push_space
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ PATIENCE = 120_000
 def photographed() -> np.ndarray:
     """What the camera sees, uint8 (480, 640): the ink of an example, dark on light paper."""
     frame = np.full((480, 640), 220, np.uint8)
-    ink = render_ink(read_inkml(Path(__file__).parents[2] / "examples" / "gauss.inkml"))
+    ink = render_ink(read_inkml(Path(__file__).parents[3] / "examples" / "gauss.inkml"))
     height, width = min(ink.shape[0], 460), min(ink.shape[1], 620)
     frame[10 : 10 + height, 10 : 10 + width] -= ink[:height, :width] // 255 * 190
     return frame

@@ -10,7 +10,7 @@ import torch
 from abm_hf import ABMConfig, ABMForConditionalGeneration, ABMProcessor
 from abm_hf.training.averaging import average_checkpoints
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "average_checkpoints.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "average_checkpoints.py"
 
 
 def _checkpoint(folder: Path, config: ABMConfig, seed: int) -> Path:

@@ -1,7 +1,7 @@
 """Rendering: the published rule, point by point and against the published bitmaps, and what it leaves open.
 
-`ABM_HF_CROHME_EVERY=1 python -m pytest tests/test_render.py -k published -s` compares all 9,820 bitmaps, not a sample,
-and prints the numbers; `ABM_HF_FUZZ_EXAMPLES=10000` runs the fuzz tests in full.
+`ABM_HF_CROHME_EVERY=1 python -m pytest tests/ink/test_render.py -k published -s` compares all 9,820 bitmaps, not a
+sample, and prints the numbers; `ABM_HF_FUZZ_EXAMPLES=10000` runs the fuzz tests in full.
 """
 
 import os

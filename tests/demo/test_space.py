@@ -34,7 +34,7 @@ from abm_hf.ink.strokes import Ink
 sys.path.insert(0, str(Path(__file__).parent / "browser"))
 fake = importlib.import_module("fake_recognizer")
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TOKENS = list(fake.TOKENS)
 STROKES = [[[0, 0], [30, 40]], [[30, 0], [0, 40]]]
 BOMB = b'<?xml version="1.0"?><!DOCTYPE ink [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><ink><trace>&b;</trace></ink>'

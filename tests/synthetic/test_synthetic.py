@@ -76,7 +76,8 @@ def test_strokes_are_device_units_in_writing_time(inks):
 
 def test_same_seed_same_ink_in_another_process():
     program = (
-        "import sys; sys.path.insert(0, 'tests'); from test_synthetic import digest, synthetic_ink\n"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_synthetic import digest, synthetic_ink\n"
         "print(' '.join(digest(synthetic_ink(seed)) for seed in range(5)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -201,7 +202,7 @@ def test_symbols_have_several_shapes():
 
 
 def test_examples_are_what_their_labels_say():
-    folder = Path(__file__).parent.parent / "examples"
+    folder = Path(__file__).parents[2] / "examples"
     lines = [line.split("\t") for line in (folder / "labels.tsv").read_text(encoding="utf-8").splitlines()]
     assert len(lines) == 12 and all((folder / name).is_file() and is_well_formed(label) for name, label in lines)
     inks = {path.stem: read_inkml(path) for path in folder.glob("*.inkml")}

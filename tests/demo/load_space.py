@@ -1,7 +1,7 @@
 """Load on a demo over loopback: many visitors at once, good and bad inputs mixed.
 
-    python tests/load_space.py                         # 50 visitors for two minutes, the packaged checkpoint
-    python tests/load_space.py --model DIR --clients 8 --seconds 20
+    python tests/demo/load_space.py                         # 50 visitors for two minutes, the packaged checkpoint
+    python tests/demo/load_space.py --model DIR --clients 8 --seconds 20
 
 Prints one JSON object and ends with 1 unless every answer was an answer or a clear refusal, and the server's memory
 grew by less than 50 MB after warm-up. Linux only: memory is read from /proc.
@@ -29,7 +29,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 GROWTH_LIMIT_MB = 50
 #: Share of questions whose asker is gone before the answer.
 LEAVING = 0.05
