@@ -13,8 +13,8 @@ from transformers import pipeline
 import abm_hf
 from abm_hf import Ink, Recognizer, write_inkml
 from abm_hf.decoding_abm import DecodingOptions
-from abm_hf.generation_abm import score_sequences
 from abm_hf.image_processing_abm import ImageInputError
+from abm_hf.inference.generation import score_sequences
 from abm_hf.torch_engine_abm import recognize_images
 
 
@@ -167,9 +167,7 @@ def test_pipeline(tiny_checkpoint: Path, recognizer: Recognizer) -> None:
         recognizer_pipeline(images[0], beams=3)
     with pytest.raises(ValueError, match="rescoring_weight"):
         recognizer_pipeline(images[0], rescoring_weight=2.0)
-    unsure = pipeline(
-        "image-to-latex", model=str(tiny_checkpoint), trust_remote_code=True, min_score=1.1, num_beams=1
-    )
+    unsure = pipeline("image-to-latex", model=str(tiny_checkpoint), trust_remote_code=True, min_score=1.1, num_beams=1)
     assert unsure(images[0], max_length=10)[0]["latex"] is None, "options count when they are given at construction"
 
 

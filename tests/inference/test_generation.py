@@ -18,8 +18,8 @@ from transformers import TextIteratorStreamer
 from abm_hf.configuration_abm import ABMConfig
 from abm_hf.data.collator import ABMCollator
 from abm_hf.decoding_abm import DecodingOptions, formula, rescore, rescore_enlarged, search
-from abm_hf.generation_abm import LatexGrammarLogitsProcessor, RescoredOutput, rescored_generate, score_sequences
 from abm_hf.hub.conversion import convert_state_dict, read_state_dict
+from abm_hf.inference.generation import LatexGrammarLogitsProcessor, RescoredOutput, rescored_generate, score_sequences
 from abm_hf.ink.rendering import render_ink
 from abm_hf.latex.normalization import is_well_formed
 from abm_hf.modeling_abm import ABMForConditionalGeneration
@@ -28,7 +28,7 @@ from abm_hf.synthetic.expressions import synthetic_ink
 from abm_hf.tokenization_abm import ABMTokenizer
 from abm_hf.torch_engine_abm import TorchEngine, recognize_images
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 BOS, EOS, PAD = 0, 1, 113
 TINY = {
     "stem_channels": 8,

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from transformers import EosTokenCriteria, GenerationConfig, LogitsProcessor, MaxLengthCriteria, MaxTimeCriteria
 from transformers.utils import ModelOutput
 
-from .decoding_abm import DecodingOptions, formula, rescore, score, search
-from .grammar_abm import NEVER, GrammarState, GrammarTables, tokenizer_grammar
-from .modeling_abm import ABMEncoderOutput, ABMForConditionalGeneration
-from .torch_engine_abm import TorchEngine
+from ..decoding_abm import DecodingOptions, formula, rescore, score, search
+from ..grammar_abm import NEVER, GrammarState, GrammarTables, tokenizer_grammar
+from ..modeling_abm import ABMEncoderOutput, ABMForConditionalGeneration
+from ..torch_engine_abm import TorchEngine
 
 # A log-probability that nothing likely has, but finite; beam search gives the same to hypotheses that do not exist.
 _IMPOSSIBLE = -1e9
