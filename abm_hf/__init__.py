@@ -16,7 +16,7 @@ _EXPORTS = {
     "image_processing_abm": ("ABMImageProcessor", "ImageInputError"),
     "tokenization_abm": ("ABMTokenizer",),
     "processing_abm": ("ABMProcessor",),
-    "generation_abm": (
+    "inference.generation": (
         "LatexGrammarLogitsProcessor",
         "RescoredOutput",
         "rescored_generate",

@@ -15,10 +15,10 @@ def main() -> int:
         return 2
     from transformers import HfArgumentParser
 
+    from abm_hf.arguments import ArgumentError
     from abm_hf.evaluation.evaluate import EvaluationArguments, evaluate_checkpoint
     from abm_hf.pretrained import CheckpointError
     from abm_hf.runtime import leave_group, tune_process
-    from abm_hf.training.arguments import ArgumentError
 
     tune_process()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

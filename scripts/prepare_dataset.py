@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from abm_hf.data.prepare import add_arguments, run
+from abm_hf.cli.prepare import add_arguments, run
 
 
 def main() -> int:

@@ -25,7 +25,8 @@ def main() -> int:
     if problem := lacks("train", "scripts/train.py", "accelerate", "datasets", "matplotlib", "yaml"):
         print(f"error: {problem}", file=sys.stderr)
         return 2
-    from abm_hf.training.arguments import ArgumentError, parse_arguments
+    from abm_hf.arguments import ArgumentError
+    from abm_hf.training.arguments import parse_arguments
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:

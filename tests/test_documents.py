@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 #: Pages whose blocks are run here.
 RUN = ["README.md", "docs/data.md", "docs/decoding.md", "docs/export.md", "docs/training.md"]
-#: Pages whose blocks need a server or a Hub: tests/test_space.py and tests/test_publishing.py run them.
+#: Pages whose blocks need a server or a Hub: tests/demo/test_space.py and tests/hub/test_publishing.py run them.
 ELSEWHERE = ["space/README.md", "abm_hf/pretrained/small/README.md"]
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOTES = tomllib.loads(Path(__file__).with_name("documents.toml").read_text(encoding="utf-8"))["block"]

@@ -19,8 +19,8 @@ from transformers import LogitsProcessor
 
 from abm_hf import grammar_abm
 from abm_hf.configuration_abm import ABMConfig
-from abm_hf.generation_abm import LatexGrammarLogitsProcessor
 from abm_hf.grammar_abm import NEVER, GrammarState, GrammarTables, compile_grammar
+from abm_hf.inference.generation import LatexGrammarLogitsProcessor
 from abm_hf.latex import normalization as latex
 from abm_hf.latex.normalization import is_well_formed, parse_latex
 from abm_hf.modeling_abm import ABMForConditionalGeneration

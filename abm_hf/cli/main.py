@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from . import export, recognize
+from . import export, prepare, recognize
 from .loading import load_recognizer
 from .messages import about, fail, one_line
 
@@ -84,11 +84,9 @@ def _add_explain(commands: Any) -> None:
 
 
 def _add_prepare(commands: Any) -> None:
-    from ..data.prepare import add_arguments, run
-
     parser = commands.add_parser("prepare", help="turn CROHME, HME100K, MathWriting or images into a data set")
-    add_arguments(parser)
-    parser.set_defaults(run=run)
+    prepare.add_arguments(parser)
+    parser.set_defaults(run=prepare.run)
 
 
 def _add_demo(commands: Any) -> None:

@@ -1,10 +1,9 @@
 """`abm-hf recognize`: pictures, InkML files or folders of them in; LaTeX, MathML, JSON or pictures out."""
 
 import argparse
-import multiprocessing
-import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +11,11 @@ from ..extras import lacks
 from ..file_names import escape_name, expand
 from .loading import load_recognizer
 from .messages import about, fail, one_line
-from .sharding import PredictionFile, Shard
+from .predictions import resume
 from .writing import FORMATS, FileWriter, PictureWriter, StreamWriter, Writer
 
 if TYPE_CHECKING:
+    from ..decoding_abm import DecodingOptions
     from ..inference.base import BaseRecognizer, Recognition
 
 _STDIN = "-"
@@ -78,9 +78,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="append JSON lines to a file; inputs that it has answers for are not read again. With --format png: "
         "where the pictures go",
     )
-    parser.add_argument(
-        "--num-proc", type=_positive, default=1, metavar="N", help="processes that share the inputs, with --output"
-    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -91,28 +88,21 @@ def run(options: argparse.Namespace) -> int:
         inputs: list[Any] = [
             found for name in options.inputs for found in ([_STDIN] if name == _STDIN else iter_inputs([name]))
         ]
-        shard = Shard.from_environment()
-    except (FileNotFoundError, ValueError) as error:
+    except FileNotFoundError as error:
         return fail(str(error))
-    if problem := _contradiction(options, shard):
+    if problem := _contradiction(options):
         return fail(problem)
     if options.format == "png" and len(inputs) > 1 and options.output.suffix.lower() == ".png":
         return fail(f"{len(inputs)} inputs do not go into one picture: name a folder as --output")
-    if options.num_proc > 1:
-        return _run_processes(options, inputs)
-    code = _run_shard(options, inputs, shard)
-    # A launcher ends all processes when one of them fails: inputs that could not be read must not be the reason.
-    return 0 if code == 1 and shard.count > 1 else code
+    try:
+        return _run(options, inputs)
+    except OSError as error:
+        return fail(f"cannot write {error.filename or options.output}: {error.strerror or error}")
+    except (ValueError, ImportError) as error:  # options that contradict the model or each other; a missing package
+        return fail(one_line(error))
 
 
-def _contradiction(options: argparse.Namespace, shard: Shard) -> str | None:
-    several = options.num_proc > 1 or shard.count > 1
-    if options.num_proc > 1 and shard.count > 1:
-        return "--num-proc starts processes itself: leave it out under torchrun or accelerate launch"
-    if several and (options.output is None or options.format == "png"):
-        return "several processes write together only to --output FILE.jsonl"
-    if several and _STDIN in options.inputs:
-        return "several processes cannot share stdin: name files or folders"
+def _contradiction(options: argparse.Namespace) -> str | None:
     if options.format == "latex" and options.output is not None:
         return "--output takes JSON lines: leave --format latex out, or redirect standard output for LaTeX alone"
     if options.format == "png" and options.output is None:
@@ -124,61 +114,36 @@ def _contradiction(options: argparse.Namespace, shard: Shard) -> str | None:
     return lacks("output", "--format png", "matplotlib") if options.format == "png" else None
 
 
-def _run_processes(options: argparse.Namespace, inputs: Sequence[Any]) -> int:
-    """Starts `--num-proc` processes on this machine and waits for them."""
-    context = multiprocessing.get_context("spawn")
-    # Threads that outnumber the cores only wait for each other.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.num_proc)))
-    shards = [Shard(index, options.num_proc, index) for index in range(options.num_proc)]
-    processes = [context.Process(target=_exit_with, args=(options, list(inputs), shard)) for shard in shards]
-    for process in processes:
-        process.start()
-    try:
-        for process in processes:
-            process.join()
-    except KeyboardInterrupt:
-        for process in processes:
-            process.join()  # the terminal has interrupted them as well
-        raise
-    codes = [process.exitcode or 0 for process in processes]
-    if any(code < 0 for code in codes):
-        return fail(f"a process was ended by signal {-min(codes)}; the same command goes on where it stopped")
-    return max(codes)
+def _run(options: argparse.Namespace, inputs: list[Any]) -> int:
+    """Recognizes the inputs that have no answer in the output yet."""
+    missing = _report_missing(inputs)
+    resumes = options.output is not None and options.format != "png"
+    recognizer, settings = None, {}
+    if len(missing) < len(inputs) or resumes:
+        recognizer = load_recognizer(options.model, options.device, options.engine)
+        if recognizer is None:
+            return 2
+    if resumes:
+        assert recognizer is not None
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        settings = _settings(options, recognizer)
+        done = resume(options.output, settings) - {_STDIN}
+        inputs = [item for item in inputs if escape_name(str(item)) not in done]
+    return 1 if _read(recognizer, inputs, options, settings, missing) else 0
 
 
-def _exit_with(options: argparse.Namespace, inputs: list[Any], shard: Shard) -> None:
-    try:
-        code = _run_shard(options, inputs, shard)
-    except KeyboardInterrupt:
-        code = 130
-    sys.exit(code)
+def _decoding(options: argparse.Namespace) -> "DecodingOptions":
+    from ..decoding_abm import DecodingOptions
 
-
-def _run_shard(options: argparse.Namespace, inputs: list[Any], shard: Shard) -> int:
-    """Reads this process's share and, once all inputs have been read, puts the output in order."""
-    predictions = PredictionFile(options.output) if options.output and options.format != "png" else None
-    try:
-        mine, failed = shard.share(inputs), 0
-        if predictions:
-            predictions.path.parent.mkdir(parents=True, exist_ok=True)
-            predictions.mend(shard)
-            done = predictions.names()
-            mine = [item for item in mine if escape_name(str(item)) not in done]
-        missing = _report_missing(mine)
-        recognizer = None
-        if len(missing) < len(mine):
-            recognizer = _load(options, shard)
-            if recognizer is None:
-                return 2
-        if mine:
-            failed = _read(recognizer, mine, options, shard, missing)
-        if predictions:
-            predictions.merge([escape_name(str(item)) for item in inputs])
-    except OSError as error:
-        return fail(f"cannot write {error.filename or options.output}: {error.strerror or error}")
-    except (ValueError, ImportError) as error:  # options that contradict the model or each other; a missing package
-        return fail(one_line(error))
-    return 1 if failed else 0
+    return DecodingOptions(
+        num_beams=options.beams,
+        top_k=options.top_k,
+        max_length=options.max_length,
+        grammar=not options.no_grammar,
+        rescore=False if options.no_rescore else None,
+        rescoring_weight=options.rescoring_weight,
+        rescoring_size=options.rescoring_size,
+    )
 
 
 def _report_missing(inputs: Sequence[Any]) -> dict[Any, str]:
@@ -203,29 +168,31 @@ def _missing(item: Any) -> str | None:
     return None
 
 
-def _load(options: argparse.Namespace, shard: Shard) -> "BaseRecognizer | None":
-    return load_recognizer(options.model, _device(options, shard), options.engine)
-
-
-def _device(options: argparse.Namespace, shard: Shard) -> str | None:
-    """A GPU of its own for each process, where there are some."""
-    if options.device or shard.count == 1:
-        return options.device
-    import torch
-
-    gpus = torch.cuda.device_count()
-    return f"cuda:{shard.local_index % gpus}" if gpus else None
+def _settings(options: argparse.Namespace, recognizer: "BaseRecognizer") -> dict[str, Any]:
+    """All that the answers depend on, for the record: the weights themselves, as a checkpoint's name may stay."""
+    decoding = _decoding(options).resolve(recognizer.engine.settings, recognizer.engine.directions)
+    return {
+        "weights": recognizer.fingerprint(),
+        "engine": type(recognizer).__name__,
+        "mathml": options.format == "mathml",
+        "min_score": options.min_score,
+        **asdict(decoding),
+    }
 
 
 def _read(
-    recognizer: Any, inputs: list[Any], options: argparse.Namespace, shard: Shard, missing: dict[Any, str]
+    recognizer: Any,
+    inputs: list[Any],
+    options: argparse.Namespace,
+    settings: Mapping[str, Any],
+    missing: Mapping[Any, str],
 ) -> int:
     """Reads and writes; returns how many inputs failed. The `missing` ones have been reported."""
     from ..inference.base import Recognition
 
     failed = 0
-    results = _results(recognizer, [item for item in inputs if item not in missing], options, shard)
-    with _writer(options, shard, single=len(inputs) == 1) as writer:
+    results = _results(recognizer, [item for item in inputs if item not in missing], options)
+    with _writer(options, settings, single=len(inputs) == 1) as writer:
         for item in inputs:
             if item in missing:
                 name, result = str(item), Recognition(None, 0.0, error=missing[item])
@@ -243,12 +210,11 @@ def _read(
     return failed
 
 
-def _writer(options: argparse.Namespace, shard: Shard, single: bool) -> Writer:
+def _writer(options: argparse.Namespace, settings: Mapping[str, Any], single: bool) -> Writer:
     if options.format == "png":
         return PictureWriter(options.output, options.min_score, single)
     if options.output:
-        path = PredictionFile(options.output).part(shard)
-        return FileWriter(path, options.min_score, mathml=options.format == "mathml")
+        return FileWriter(options.output, options.min_score, settings, mathml=options.format == "mathml")
     names = options.with_names
     if names is None:
         from ..inference.base import is_folder
@@ -258,25 +224,15 @@ def _writer(options: argparse.Namespace, shard: Shard, single: bool) -> Writer:
 
 
 def _results(
-    recognizer: "BaseRecognizer", inputs: list[Any], options: argparse.Namespace, shard: Shard
+    recognizer: "BaseRecognizer", inputs: list[Any], options: argparse.Namespace
 ) -> Iterator[tuple[str, "Recognition"]]:
     """Name and result of each input, in order."""
     from tqdm import tqdm
 
-    from ..decoding_abm import DecodingOptions
-
-    decoding = DecodingOptions(
-        num_beams=options.beams,
-        top_k=options.top_k,
-        max_length=options.max_length,
-        grammar=not options.no_grammar,
-        rescore=False if options.no_rescore else None,
-        rescoring_weight=options.rescoring_weight,
-        rescoring_size=options.rescoring_size,
-    )
+    decoding = _decoding(options)
     chunk = _CHUNK_BATCHES * options.batch_size
     # A bar for work that takes a while, and only where somebody watches.
-    hidden = len(inputs) <= options.batch_size or shard.index > 0 or not sys.stderr.isatty()
+    hidden = len(inputs) <= options.batch_size or not sys.stderr.isatty()
     with tqdm(total=len(inputs), unit="image", file=sys.stderr, disable=hidden) as bar:
         for start in range(0, len(inputs), chunk):
             names = inputs[start : start + chunk]

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,10 +64,15 @@ class StreamWriter(Writer):
 
 
 class FileWriter(Writer):
-    """Appends JSON lines to a file."""
+    """Appends JSON lines to a file.
 
-    def __init__(self, path: Path, min_score: float = 0.0, mathml: bool = False):
+    Args:
+        options: what the answers depend on: a part of each line, so that no later run takes them for its own.
+    """
+
+    def __init__(self, path: Path, min_score: float, options: Mapping[str, Any], mathml: bool = False):
         super().__init__(min_score)
+        self.options = options
         self.mathml = mathml
         self.file = path.open("a", encoding="utf-8")
 
@@ -74,7 +80,8 @@ class FileWriter(Writer):
         self.file.close()
 
     def write(self, name: str, result: "Recognition") -> str | None:
-        print(json_line(name, result, self.is_unsure(result), self.mathml), file=self.file, flush=True)
+        record = _record(name, result, self.is_unsure(result), self.mathml) | {"options": self.options}
+        print(json.dumps(record, ensure_ascii=False), file=self.file, flush=True)
         return None
 
 
@@ -125,7 +132,7 @@ def _is_unicode(encoding: str | None) -> bool:
     return (encoding or "utf-8").lower().startswith("utf")
 
 
-def _record(name: str, result: "Recognition", unsure: bool, mathml: bool) -> dict[str, Any]:
+def _record(name: str, result: "Recognition", unsure: bool, mathml: bool = False) -> dict[str, Any]:
     name = escape_name(name)
     if result.error is not None:
         return {"file": name, "error": escape_name(result.error)}

@@ -369,18 +369,3 @@ class BucketBatchSampler:
         if missing:
             raise ValueError(f"the sampler's state lacks {sorted(missing)}: it was written by another version")
         self._state = {name: int(state[name]) for name in self._state}
-
-
-def padding_waste(
-    batches: Sequence[PlannedBatch], heights: np.ndarray, widths: np.ndarray, multiple: tuple[int, int]
-) -> float:
-    """Share of the padded pixels of `batches` that no image covers, 0 to 1."""
-    covered = padded = 0.0
-    for batch in batches:
-        indices = list(batch.indices)
-        tall = np.rint(heights[indices] * batch.scale[0])
-        wide = np.rint(widths[indices] * batch.scale[1])
-        rows, columns = padded_size(float(tall.max()), float(wide.max()), multiple)
-        covered += float((tall * wide).sum())
-        padded += len(indices) * rows * columns
-    return 1 - covered / padded

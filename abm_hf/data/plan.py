@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .report import replace_text
+from ..files import replace_text
 from .source import Entry, PrepareError, Source
 
 #: Folder for notes inside the output.

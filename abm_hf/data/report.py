@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files import replace_bytes, replace_text
 from .shards import ShardStatistics
 
 #: Share of skipped expressions from which something is wrong with the input or the options.
@@ -156,15 +157,3 @@ def _sum(counts: Mapping[str, int]) -> int:
 def _ranked(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     """Most frequent first, then by name: the order does not depend on that of the shards."""
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file, all of it or nothing."""
-    replace_bytes(path, text.encode())
-
-
-def replace_bytes(path: Path, data: bytes) -> None:
-    """Writes a file, all of it or nothing."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)

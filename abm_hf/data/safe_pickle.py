@@ -1,102 +1,47 @@
-"""Pickled NumPy arrays, read without unpickling: no class is looked up and nothing is called.
+"""Pickled dicts of NumPy arrays, as WAP and its successors hand their images round, read from files of strangers.
 
-WAP and its successors hand their images round as one pickle, a dict from names to arrays. Python's `pickle` would run
-whatever such a file says, and even an `Unpickler` that restricts classes can be made to fill the memory. This reads
-the pickle's instructions itself, knows only those that such a dict needs, and keeps of each array its place in the
-file. So a file of any size is indexed in little memory, and its arrays are read one at a time.
+`pickle` calls whatever a file names. Here `find_class` admits the constructors of NumPy's arrays alone and gives
+stand-ins for them, which check shape and type before NumPy sees them. Before that the instructions are looked through
+(`pickletools`): lists, sets, instances and persistent ids are refused, and so is what costs more than it weighs.
 
-Protocols 0 to 5 are read, as Python 2 and 3 and NumPy 1 and 2 write them.
+Protocols 0 to 5 are read, as Python 2 and 3 and NumPy 1 and 2 write them. All arrays are in memory at once.
 """
 
+import math
+import mmap
+import pickle
+import pickletools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NoReturn
 
 import numpy as np
 
-#: Arrays may have this many bytes, and lines of protocol 0 four times as many.
+#: Most bytes of the file, and of one array.
+MAX_FILE_BYTES = 8 * 2**30
 MAX_ARRAY_BYTES = 64 * 2**20
-#: Things on the stack at once, and remembered: an honest file has a few thousand, and ten for each array.
-MAX_STACK = 100_000
-MAX_MEMO = 10_000_000
-#: Byte strings from this length on are left in the file.
-_SMALL = 256
+#: Things on the stack at once: an honest file has a few thousand.
+_MAX_STACK = 100_000
 
-#: What Python 2 writes into a string literal.
-_ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|.|$)", re.DOTALL)
-_ESCAPED = {b"\\": b"\\", b"'": b"'", b'"': b'"', b"n": b"\n", b"r": b"\r", b"t": b"\t"}
-
-_ARRAYS = ("numpy.core.multiarray", "numpy._core.multiarray")
-_BUFFERS = ("numpy.core.numeric", "numpy._core.numeric")
+_OPERATIONS = {operation.code: operation for operation in pickletools.opcodes}
 _TYPES = frozenset(("b1", "u1", "u2", "u4", "i1", "i2", "i4", "i8", "f2", "f4", "f8"))
+_PUT = frozenset(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"))
+_GET = frozenset(("GET", "BINGET", "LONG_BINGET"))
+_TUPLES = frozenset(("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"))
+_INSTRUCTIONS = re.compile(
+    "PROTO|FRAME|MARK|STOP|NONE|NEWTRUE|NEWFALSE|(BIN)?INT|BININT[12]|LONG1?|((SHORT_)?BIN)?STRING|(SHORT_)?BINBYTES|"
+    "BINBYTES8|BYTEARRAY8|((SHORT_)?BIN)?UNICODE|BINUNICODE8|EMPTY_TUPLE|TUPLE[123]?|EMPTY_DICT|DICT|SETITEMS?|"
+    "PUT|(LONG_)?BINPUT|MEMOIZE|GET|(LONG_)?BINGET|(STACK_)?GLOBAL|REDUCE|BUILD"
+)
 
 
 class PickleError(ValueError):
-    """The file is no pickled dict of NumPy arrays; the message says what was found, and where in the file."""
+    """The file is no pickled dict of NumPy arrays; the message says what was found."""
 
 
-@dataclass(frozen=True)
-class Bytes:
-    """Where a byte string stands.
-
-    From `offset` on `length` bytes, written `raw`, as `repr`, or as text whose characters
-    are the bytes: `latin1` in UTF-8, `escape` in Python's escapes."""
-
-    offset: int
-    length: int
-    coding: str
-
-
-@dataclass
-class StoredArray:
-    """Where an array stands in a pickle, and its shape and type."""
-
-    data: Bytes | bytes = b""
-    shape: tuple[int, ...] = (0,)
-    dtype: str = "|u1"
-    fortran: bool = False
-
-    def load(self, file: BinaryIO) -> np.ndarray:
-        """Reads it.
-
-        Raises:
-            PickleError: What the file holds there does not fit the shape.
-        """
-        data = self.data if isinstance(self.data, bytes) else _read_bytes(file, self.data)
-        dtype = np.dtype(self.dtype)
-        if len(data) != dtype.itemsize * _product(self.shape):
-            raise PickleError(f"an array of shape {self.shape} and type {self.dtype} has {len(data)} bytes")
-        try:
-            return np.frombuffer(data, dtype).reshape(self.shape, order="F" if self.fortran else "C")
-        except ValueError as error:  # sizes beyond any memory, one of them 0
-            raise PickleError(f"an array of shape {self.shape}: {error}") from error
-
-
-@dataclass
-class _Name:
-    """A class or function that the pickle names. It is only ever compared."""
-
-    module: str
-    name: str
-
-
-@dataclass
-class _Type:
-    code: str
-    order: str = "|"
-
-
-class _Mark:
-    """The opcode MARK on the stack."""
-
-
-_MARK = _Mark()
-
-
-def index_arrays(path: str | Path) -> dict[str, StoredArray]:
-    """The arrays of a pickled dict, by their names, without reading them.
+def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of a pickled dict, by their names.
 
     Raises:
         PickleError: The file is anything but a pickled dict from strings to NumPy arrays of numbers.
@@ -104,343 +49,182 @@ def index_arrays(path: str | Path) -> dict[str, StoredArray]:
     """
     with Path(path).open("rb") as file:
         size = file.seek(0, 2)
-        file.seek(0)
-        found = _Machine(file, size).run()
+        if not 0 < size <= MAX_FILE_BYTES:
+            raise PickleError(f"{path} has {size} bytes; up to {MAX_FILE_BYTES} are read")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            try:
+                _check_instructions(content)
+                content.seek(0)
+                found = _ArrayUnpickler(content, size).load()
+            except PickleError:
+                raise
+            except Exception as error:  # a crafted file may fail in any way
+                raise PickleError(f"the pickle is damaged: {error}") from error
     if not isinstance(found, dict):
-        raise PickleError(f"{path} holds {_describe(found)}, not a dict of arrays")
-    result: dict[str, StoredArray] = {}
+        raise PickleError(f"{path} holds something {_describe(found)}, not a dict of arrays")
+    result = {}
     for key, value in found.items():
-        if not isinstance(value, StoredArray):
+        if not isinstance(key, str | bytes):
+            _refuse(f"has a key {_describe(key)}")
+        if not isinstance(value, _Array) or value.array is None:
             raise PickleError(f"{path}: {key!r} is {_describe(value)}, not an array")
-        result[key] = value
+        result[key if isinstance(key, str) else key.decode("utf-8", "replace")] = value.array
     return result
 
 
-def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of a pickled dict, all in memory; see [`index_arrays`]."""
-    with Path(path).open("rb") as file:
-        return {name: array.load(file) for name, array in index_arrays(path).items()}
-
-
-def _read_bytes(file: BinaryIO, place: Bytes) -> bytes:
-    file.seek(place.offset)
-    data = file.read(place.length)
-    try:
-        if place.coding in ("latin1", "escape"):
-            return data.decode("utf-8" if place.coding == "latin1" else "raw-unicode-escape").encode("latin-1")
-        return _unquote(data) if place.coding == "repr" else data
-    except ValueError as error:
-        raise PickleError(f"the byte string at byte {place.offset} is damaged: {error}") from error
-
-
-def _unquote(data: bytes) -> bytes:
-    """A string literal of Python 2, as protocol 0 has it."""
-    data = data.strip()
-    if len(data) < 2 or data[:1] not in (b"'", b'"') or data[:1] != data[-1:]:
-        raise ValueError("no quotes around it")
-    return _ESCAPE.sub(_unescape, data[1:-1])
-
-
-def _unescape(found: re.Match[bytes]) -> bytes:
-    code = found.group(1)
-    if len(code) == 3:
-        return bytes([int(code[1:], 16)])
-    if code not in _ESCAPED:
-        raise ValueError(f"the escape {found.group()!r}")
-    return _ESCAPED[code]
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    product = 1
-    for size in shape:  # not NumPy's: it would wrap around
-        product *= size
-    return product
+def _refuse(what: str, position: int | None = None) -> NoReturn:
+    where = "" if position is None else f" (byte {position})"
+    raise PickleError(f"the pickle {what}{where}; only dicts of NumPy arrays are read")
 
 
 def _describe(thing: Any) -> str:
-    if isinstance(thing, _Name):
-        return f"{thing.module}.{thing.name}"
     return f"of type {type(thing).__name__.lstrip('_')}"
 
 
-class _Machine:
-    """Runs the instructions of the pickle at the start of `file`; none may claim more than its `size` in bytes."""
+def _check_instructions(file: Any) -> None:
+    """Goes through the instructions without running them.
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self.file, self.size = file, size
-        self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
-        self.position = 0
-
-    def run(self) -> Any:
-        """The object that the pickle holds."""
-        while True:
-            self.position = self.file.tell()
-            code = self.file.read(1)
-            if code == b".":
-                return self.pop()
-            handler = _HANDLERS.get(code)
-            if handler is None:
-                raise self.error(f"has the instruction {code!r}, unknown to arrays" if code else "ends early")
-            try:
-                handler(self)
-            except PickleError:
-                raise
-            except (ValueError, OverflowError) as error:  # numbers and text that cannot be decoded
-                raise self.error(f"is damaged: {error}") from None
-            if len(self.stack) > MAX_STACK or len(self.memo) > MAX_MEMO:
-                raise self.error("piles up more than a dict of arrays needs")
-
-    def error(self, what: str) -> PickleError:
-        """An error that tells where."""
-        return PickleError(f"the pickle {what} (byte {self.position}); only dicts of NumPy arrays are read")
-
-    # --- reading ---
-
-    def take(self, count: int) -> bytes:
-        """The next `count` bytes."""
-        if not 0 <= count <= self.size - self.file.tell():
-            raise self.error("ends early")
-        if count > MAX_ARRAY_BYTES:
-            raise self.error(f"has a text of {count} bytes")
-        return self.file.read(count)
-
-    def number(self, width: int, signed: bool = False) -> int:
-        """A little-endian number."""
-        return int.from_bytes(self.take(width), "little", signed=signed)
-
-    def line(self) -> bytes:
-        """Up to the end of the line, which is taken but not returned."""
-        limit = 4 * MAX_ARRAY_BYTES
-        line = self.file.readline(limit)
-        if not line.endswith(b"\n"):
-            raise self.error("ends early" if len(line) < limit else "has a line that is too long")
-        return line[:-1]
-
-    def text(self, count: int) -> None:
-        """Pushes a text; a long one, which stands for bytes, as its place."""
-        if count < _SMALL:
-            self.stack.append(self.take(count).decode("utf-8", "surrogatepass"))
-        else:
-            self.skip(count, "latin1", 2)
-
-    def data(self, count: int) -> None:
-        """Pushes bytes; long ones as their place."""
-        if count < _SMALL:
-            self.stack.append(self.take(count))
-        else:
-            self.skip(count, "raw", 1)
-
-    def skip(self, count: int, coding: str, expansion: int) -> None:
-        """Leaves bytes in the file and pushes their place."""
-        start = self.file.tell()
-        if count > self.size - start:
-            raise self.error("ends early")
-        if count > expansion * MAX_ARRAY_BYTES:
-            raise self.error(f"has an array of {count} bytes; {MAX_ARRAY_BYTES} are allowed")
-        self.file.seek(count, 1)
-        self.stack.append(Bytes(start, count, coding))
-
-    def quoted(self) -> None:
-        """Pushes a string literal of protocol 0."""
-        start = self.file.tell()
-        line = self.line()
-        self.stack.append(_unquote(line) if len(line) < _SMALL else Bytes(start, len(line), "repr"))
-
-    def escaped(self) -> None:
-        """Pushes a text of protocol 0; a long one, which stands for bytes, as its place."""
-        start = self.file.tell()
-        line = self.line()
-        small = len(line) < _SMALL
-        self.stack.append(line.decode("raw-unicode-escape") if small else Bytes(start, len(line), "escape"))
-
-    def integer(self) -> None:
-        """Pushes an integer of protocol 0, or a truth value."""
-        line = self.line()
-        self.stack.append(line == b"01" if line in (b"00", b"01") else _decimal(line))
-
-    # --- the stack ---
-
-    def pop(self) -> Any:
-        """Takes the top of the stack."""
-        if not self.stack or self.stack[-1] is _MARK:
-            raise self.error("takes from an empty stack")
-        return self.stack.pop()
-
-    def pop_to_mark(self) -> list[Any]:
-        """Takes all that lies above the last mark, and the mark."""
-        for index in range(len(self.stack) - 1, -1, -1):
-            if self.stack[index] is _MARK:
-                taken = self.stack[index + 1 :]
-                del self.stack[index:]
-                return taken
-        raise self.error("takes from a stack without a mark")
-
-    def tuple_of(self, count: int) -> None:
-        """Packs the top of the stack."""
-        self.stack.append(tuple(reversed([self.pop() for _ in range(count)])))
-
-    def put(self, index: int) -> None:
-        """Remembers the top of the stack."""
-        self.memo[index] = self.peek()
-
-    def peek(self) -> Any:
-        """The top of the stack."""
-        if not self.stack or self.stack[-1] is _MARK:
-            raise self.error("looks at an empty stack")
-        return self.stack[-1]
-
-    def get(self, index: int) -> None:
-        """Pushes what was remembered."""
-        if index not in self.memo:
-            raise self.error("refers to something that it has not")
-        self.stack.append(self.memo[index])
-
-    def set_items(self, items: list[Any]) -> None:
-        """Puts keys and values into the dict below them."""
-        target = self.peek()
-        if not isinstance(target, dict) or len(items) % 2:
-            raise self.error("puts items into something that is no dict")
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            key = key.decode("utf-8", "replace") if isinstance(key, bytes) else key
-            if not isinstance(key, str):
-                raise self.error(f"has a key {_describe(key)}")
-            target[key] = value
-
-    def new_dict(self) -> None:
-        """Makes a dict of what lies above the last mark."""
-        items = self.pop_to_mark()
-        self.stack.append({})
-        self.set_items(items)
-
-    # --- arrays ---
-
-    def name(self, module: Any, name: Any) -> None:
-        """Pushes the name of a class or function, if arrays need it."""
-        if not isinstance(module, str) or not isinstance(name, str):  # anything else may have no hash
-            raise self.error("names something with what is no text")
-        if (module, name) not in _ADMITTED:
-            raise self.error(f"names {module}.{name}")
-        self.stack.append(_Name(module, name))
-
-    def reduce(self) -> None:
-        """What a call of a named function would give, for the few that arrays are made with."""
-        arguments, function = self.pop(), self.pop()
-        if not isinstance(function, _Name) or not isinstance(arguments, tuple):
-            raise self.error(f"calls something {_describe(function)}")
-        match (function.name, *arguments):
-            case ("_reconstruct", _Name(name="ndarray"), tuple(), bytes() | str()):
-                self.stack.append(StoredArray())
-            case ("dtype", str() | bytes() as code, *_):
-                self.stack.append(self.dtype(code if isinstance(code, str) else code.decode("ascii")))
-            case ("encode", str() as text, "latin1" | "latin-1"):
-                self.stack.append(text.encode("latin-1"))
-            case ("encode", Bytes(coding="latin1" | "escape") as place, "latin1" | "latin-1"):
-                self.stack.append(place)
-            case ("_frombuffer", (Bytes() | bytes()) as data, _Type() as kind, tuple() as shape, str() as order):
-                self.stack.append(self.array(StoredArray(), shape, kind, order == "F", data))
-            case ("bytearray" | "bytes", (Bytes() | bytes()) as data):
-                self.stack.append(data)
-            case ("bytearray" | "bytes",):
-                self.stack.append(b"")
-            case _:
-                raise self.error(f"calls {function.name} with {[_describe(one) for one in arguments]}")
-
-    def dtype(self, code: str) -> _Type:
-        """The type of that name, if it is one of numbers."""
-        order, code = (code[0], code[1:]) if code[:1] in "<>|=" and code else ("|", code)
-        if code not in _TYPES:
-            raise self.error(f"has an array of type {code!r}")
-        return _Type(code, order)
-
-    def build(self) -> None:
-        """Fills in an array or a type from its state."""
-        state, target = self.pop(), self.peek()
-        match target, state:
-            case _Type(), (int(), (str() | bytes()) as order, None, None, None, *_):
-                target.order = order if isinstance(order, str) else order.decode("ascii")
-                if target.order not in ("<", ">", "|", "="):
-                    raise self.error(f"has a type of byte order {target.order!r}")
-            case StoredArray(), (int(), tuple() as shape, _Type() as kind, bool() | int() as fortran, data):
-                self.array(target, shape, kind, bool(fortran), data)
-            case _:
-                raise self.error(f"sets the state of something {_describe(target)}")
-
-    def array(self, target: StoredArray, shape: tuple[Any, ...], kind: _Type, fortran: bool, data: Any) -> StoredArray:
-        """Fills in an array that can be read later."""
-        if not all(type(size) is int and size >= 0 for size in shape) or len(shape) > 4:
-            raise self.error("has an array of a shape that is none")
-        dtype = np.dtype(f"{'>' if kind.order == '>' else '<'}{kind.code}")
-        needed = _product(shape) * dtype.itemsize
-        stored = len(data) if isinstance(data, bytes) else data.length if isinstance(data, Bytes) else -1
-        exact = isinstance(data, bytes) or (isinstance(data, Bytes) and data.coding == "raw")
-        if needed > MAX_ARRAY_BYTES or needed > stored or (exact and needed != stored):
-            raise self.error(f"has an array of shape {shape} that does not fit its data")
-        target.shape, target.dtype, target.fortran, target.data = shape, dtype.str, fortran, data
-        return target
+    Raises:
+        PickleError: Some have nothing to do with arrays, or would be dear: an enormous memo; a tuple as a key, whose
+            hash may take for ever; a state for anything but what a constructor made.
+    """
+    stack: list[str] = []  # of each thing the instruction that made it
+    memo: dict[int, str] = {}
+    count = 0
+    name = ""
+    while name != "STOP":
+        position, count = file.tell(), count + 1
+        code = file.read(1)
+        operation = _OPERATIONS.get(code.decode("latin-1"))
+        if operation is None or not _INSTRUCTIONS.fullmatch(operation.name):
+            _refuse(f"has the instruction {code!r}, unknown to arrays" if code else "ends early", position)
+        name = operation.name
+        reader: Callable[[Any], Any] | None = operation.arg.reader if operation.arg else None
+        if name == "STRING":  # bytes of Python 2, which pickletools takes for ASCII
+            reader = mmap.mmap.readline
+        argument: Any = reader(file) if reader else None  # reads what is there, however much is announced
+        if isinstance(argument, bytes | bytearray | str) and len(argument) > MAX_ARRAY_BYTES:
+            _refuse(f"has an array of {len(argument)} bytes; {MAX_ARRAY_BYTES} are allowed", position)
+        if name in _PUT:
+            index = len(memo) if name == "MEMOIZE" else int(argument)
+            if index > count:
+                _refuse("remembers more than it has", position)
+            memo[index] = stack[-1]
+            continue
+        taken = _take(stack, operation)
+        if (
+            (name == "SETITEM" and taken[1] in _TUPLES)
+            or (name in ("SETITEMS", "DICT") and _TUPLES.intersection(taken[name == "SETITEMS" :: 2]))
+            or (name == "REDUCE" and taken[0] not in ("GLOBAL", "STACK_GLOBAL"))
+            or (name == "BUILD" and taken[0] not in ("REDUCE", "BUILD"))
+        ):
+            _refuse(f"uses {name} for something else", position)
+        stack += [memo[argument] if name in _GET else name] * len(operation.stack_after)
+        if len(stack) > _MAX_STACK:
+            _refuse("piles up too much", position)
 
 
-def _decimal(line: bytes) -> int:
-    if len(line) > 32:
-        raise ValueError("a number of more than 32 digits")
-    return int(line.rstrip(b"L"))
+def _take(stack: list[str], operation: pickletools.OpcodeInfo) -> list[str]:
+    """Takes from the stack what an instruction takes; a mark itself is left out.
+
+    Raises:
+        IndexError: The stack is too short.
+    """
+    kinds, above = operation.stack_before, []
+    if pickletools.stackslice in kinds:
+        while (thing := stack.pop()) != "MARK":
+            above.append(thing)
+        kinds = kinds[: kinds.index(pickletools.markobject)]
+    below = [stack.pop() for _ in kinds]
+    return below[::-1] + above[::-1]
 
 
-_ADMITTED = frozenset(
-    [
-        *((module, "_reconstruct") for module in _ARRAYS),
-        *((module, "_frombuffer") for module in _BUFFERS),
-        *(("numpy", name) for name in ("ndarray", "dtype")),
-        ("_codecs", "encode"),
-        *((module, name) for module in ("builtins", "__builtin__") for name in ("bytearray", "bytes")),
-    ]
-)
-"""The only names that may occur. None of them is imported or called: they tell which array is meant."""
+class _ArrayUnpickler(pickle.Unpickler):
+    """Makes arrays and nothing else; of a file of `size` bytes no more than as many."""
 
-_HANDLERS: dict[bytes, Callable[[_Machine], object]] = {
-    b"\x80": lambda m: m.take(1),  # PROTO
-    b"\x95": lambda m: m.take(8),  # FRAME
-    b"(": lambda m: m.stack.append(_MARK),
-    b"0": lambda m: m.pop(),
-    b"N": lambda m: m.stack.append(None),
-    b"\x88": lambda m: m.stack.append(True),
-    b"\x89": lambda m: m.stack.append(False),
-    b"I": lambda m: m.integer(),
-    b"L": lambda m: m.stack.append(_decimal(m.line())),
-    b"J": lambda m: m.stack.append(m.number(4, signed=True)),
-    b"K": lambda m: m.stack.append(m.number(1)),
-    b"M": lambda m: m.stack.append(m.number(2)),
-    b"\x8a": lambda m: m.stack.append(m.number(min(m.number(1), 16), signed=True)),
-    b"S": lambda m: m.quoted(),
-    b"T": lambda m: m.data(m.number(4)),
-    b"U": lambda m: m.data(m.number(1)),
-    b"B": lambda m: m.data(m.number(4)),
-    b"C": lambda m: m.data(m.number(1)),
-    b"\x8e": lambda m: m.data(m.number(8)),
-    b"\x96": lambda m: m.data(m.number(8)),
-    b"V": lambda m: m.escaped(),
-    b"X": lambda m: m.text(m.number(4)),
-    b"\x8c": lambda m: m.text(m.number(1)),
-    b"\x8d": lambda m: m.text(m.number(8)),
-    b")": lambda m: m.stack.append(()),
-    b"t": lambda m: m.stack.append(tuple(m.pop_to_mark())),
-    b"\x85": lambda m: m.tuple_of(1),
-    b"\x86": lambda m: m.tuple_of(2),
-    b"\x87": lambda m: m.tuple_of(3),
-    b"}": lambda m: m.stack.append({}),
-    b"d": lambda m: m.new_dict(),
-    b"s": lambda m: m.set_items([m.pop(), m.pop()][::-1]),
-    b"u": lambda m: m.set_items(m.pop_to_mark()),
-    b"p": lambda m: m.put(_decimal(m.line())),
-    b"q": lambda m: m.put(m.number(1)),
-    b"r": lambda m: m.put(m.number(4)),
-    b"\x94": lambda m: m.put(len(m.memo)),
-    b"g": lambda m: m.get(_decimal(m.line())),
-    b"h": lambda m: m.get(m.number(1)),
-    b"j": lambda m: m.get(m.number(4)),
-    b"c": lambda m: m.name(m.line().decode("ascii"), m.line().decode("ascii")),
-    b"\x93": lambda m: m.name(*[m.pop(), m.pop()][::-1]),
-    b"R": lambda m: m.reduce(),
-    b"b": lambda m: m.build(),
-}
-"""Instructions by their code (see `pickletools`), as many as arrays in a dict need."""
+    def __init__(self, file: mmap.mmap, size: int) -> None:
+        super().__init__(file, encoding="bytes")
+        self.left = size
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The stand-in for a constructor.
+
+        Raises:
+            PickleError: It is none of those that arrays need.
+        """
+        known: dict[tuple[str, str], Any] = {
+            ("numpy", "ndarray"): "ndarray",
+            ("numpy", "dtype"): _Type,
+            ("_codecs", "encode"): self.encode,
+            **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
+            **{(f"numpy.{core}.numeric", "_frombuffer"): _frombuffer for core in ("core", "_core")},
+            **{(module, "bytes"): self.bytes for module in ("builtins", "__builtin__")},
+            **{(module, "bytearray"): self.bytes for module in ("builtins", "__builtin__")},
+        }
+        if (module, name) not in known:
+            _refuse(f"names {module}.{name}")
+        return known[module, name]
+
+    def encode(self, text: str, coding: str) -> bytes:
+        """Bytes as protocols 0 to 2 have them: a text whose characters they are."""
+        if _text(coding) not in ("latin1", "latin-1"):
+            _refuse(f"encodes as {coding!r}")
+        return self.bytes(text.encode("latin-1"))
+
+    def bytes(self, data: bytes | bytearray = b"") -> bytes:
+        """A copy, which crafted files could ask for again and again."""
+        if not isinstance(data, bytes | bytearray):
+            _refuse(f"makes bytes from something {_describe(data)}")
+        self.left -= len(data)
+        if self.left < 0:
+            _refuse("repeats its data")
+        return bytes(data)
+
+
+class _Type:
+    """Stands in for `numpy.dtype`."""
+
+    def __init__(self, code: str | bytes, *_: object) -> None:
+        if _text(code) not in _TYPES:
+            _refuse(f"has an array of type {_text(code)!r}")
+        self.dtype = np.dtype(_text(code))
+
+    def __setstate__(self, state: Any) -> None:
+        _, order, subtype, names, fields, *_ = state
+        if (subtype, names, fields) != (None, None, None):
+            _refuse("has an array of records")
+        self.dtype = self.dtype.newbyteorder(_text(order))  # type: ignore[arg-type]
+
+
+class _Array:
+    """Stands in for `numpy.ndarray`."""
+
+    def __init__(self, array: np.ndarray | None = None) -> None:
+        self.array = array
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, kind, fortran, data = state
+        self.array = _frombuffer(data, kind, shape, "F" if fortran else "C").array
+
+
+def _reconstruct(*_: object) -> _Array:
+    return _Array()
+
+
+def _frombuffer(data: bytes, kind: _Type, shape: tuple[int, ...], order: str) -> _Array:
+    dtype = kind.dtype
+    if (
+        not isinstance(shape, tuple)
+        or len(shape) > 4
+        or not all(type(side) is int and 0 <= side < 2**31 for side in shape)
+        or math.prod(shape) * dtype.itemsize != len(data)
+    ):
+        _refuse("has an array of a shape that does not fit its data")
+    return _Array(np.frombuffer(data, dtype).reshape(shape, order="F" if _text(order) == "F" else "C"))
+
+
+def _text(value: Any) -> str:
+    """Text, which Python 2 has as bytes."""
+    if not isinstance(value, str | bytes):
+        _refuse(f"has something {_describe(value)} for a name")
+    return value if isinstance(value, str) else value.decode("ascii")

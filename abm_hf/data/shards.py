@@ -21,7 +21,6 @@ from ..image_loading_abm import ImageInputError
 from ..ink.strokes import Ink, InkError
 from ..latex.normalization import LatexError
 from .offline import OfflineError
-from .safe_pickle import PickleError
 from .source import Entry, PrepareError, Reader, Record, SkipEntry
 
 #: Rows that are held in memory, and that a streaming reader fetches at once.
@@ -174,7 +173,7 @@ def _read_or_skip(entry: Entry, read: Reader, statistics: ShardStatistics) -> Re
         kind, detail = "ink", None
     except LatexError as error:
         kind, reason, detail = "label", str(error), error.token
-    except (ImageInputError, OfflineError, PickleError) as error:
+    except (ImageInputError, OfflineError) as error:
         kind, reason, detail = "image", getattr(error, "reason", None) or str(error), None
     else:
         # Folders and files may have given these.

@@ -55,7 +55,7 @@ class Entry:
         split: The split it belongs to.
         id: Its name.
         file: Where it stands, relative to the input, for reports.
-        key: What the source needs to read it; strings, numbers and tuples of them.
+        key: What the source needs to read it; its `repr` is part of the plan's fingerprint.
         stamp: Size and time of change of its file, by which a resumed run knows that it is the same.
     """
 

@@ -2,15 +2,14 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from .crohme import origin_of, writer_of
-from .safe_pickle import PickleError, StoredArray, index_arrays
+from .safe_pickle import PickleError, load_arrays
 from .source import Entry, PrepareError, Reader, Record, SkipEntry, Source, number_repeated, order_splits, split_name
 
 #: Larger images are left out: an array of this many pixels is no expression.
@@ -21,7 +20,7 @@ MAX_PIXELS = 16_000_000
 class Wap(Source):
     """A folder with `offline-<split>.pkl` and `<split>_caption.txt`, or `images.pkl` and `caption.txt` in `<split>/`.
 
-    The pickles are read without unpickling, see `safe_pickle.py`.
+    The pickles are read by `safe_pickle.py`, which calls nothing that they name.
     """
 
     name = "wap"
@@ -42,7 +41,7 @@ As the data that was pickled. Where that is CROHME: for research and non-commerc
             status = pickle.stat()
             stamp = (status.st_size, status.st_mtime_ns)
             try:
-                arrays = index_arrays(pickle)
+                arrays = load_arrays(pickle)
             except PickleError as error:
                 raise PrepareError(f"{pickle} cannot be used: {error}") from error
             file = pickle.relative_to(self.path).as_posix()
@@ -52,25 +51,28 @@ As the data that was pickled. Where that is CROHME: for research and non-commerc
     @contextmanager
     def open(self) -> Iterator[Reader]:
         """See [`Source.open`]."""
-        with ExitStack() as stack:
-            files: dict[str, BinaryIO] = {}
 
-            def read(entry: Entry) -> Record:
-                latex, array = entry.key
-                tokens = self.labels.tokens(latex)
-                if array is None:
-                    raise SkipEntry("image", "the caption has no array of its name in the pickle")
-                if entry.file not in files:
-                    files[entry.file] = stack.enter_context((self.path / entry.file).open("rb"))
-                image = to_image(array.load(files[entry.file]))
-                return Record(image, tokens, origin_of(entry.id) or entry.split, writer_of(entry.id))
+        def read(entry: Entry) -> Record:
+            latex, pickled = entry.key
+            tokens = self.labels.tokens(latex)
+            if pickled is None:
+                raise SkipEntry("image", "the caption has no array of its name in the pickle")
+            return Record(to_image(pickled.array), tokens, origin_of(entry.id) or entry.split, writer_of(entry.id))
 
-            yield read
+        yield read
+
+
+@dataclass(frozen=True)
+class _Pickled:
+    """An array in an entry's key; the plan of shards hashes the entry's text, where the file's stamp stands for it."""
+
+    array: np.ndarray = field(repr=False)
 
 
 def _entries(
-    split: str, file: str, captions: Path, arrays: dict[str, StoredArray], stamp: tuple[int, ...]
+    split: str, file: str, captions: Path, arrays: dict[str, np.ndarray], stamp: tuple[int, ...]
 ) -> Iterator[Entry]:
+    pickled = {name: _Pickled(array) for name, array in arrays.items()}
     stems = {Path(name).stem: name for name in arrays}
     used = set()
     try:
@@ -83,9 +85,9 @@ def _entries(
             continue
         key = name if name in arrays else stems.get(Path(name).stem, name)
         used.add(key)
-        yield Entry(split, name, file, (latex or None, arrays.get(key)), stamp)
+        yield Entry(split, name, file, (latex or None, pickled.get(key)), stamp)
     for name in sorted(set(arrays) - used):
-        yield Entry(split, name, file, (None, arrays[name]), stamp)
+        yield Entry(split, name, file, (None, pickled[name]), stamp)
 
 
 def _find(folder: Path) -> dict[str, tuple[Path, Path]]:

@@ -19,13 +19,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ..arguments import ArgumentError, check_minimum
+from ..data.items import load_split
 from ..decoding_abm import DecodingOptions, decode, formula, score, search
+from ..files import write_json
 from ..inference.base import BaseRecognizer
 from ..inference.loading import Engine
 from ..pretrained import checkpoint_path
-from ..training.arguments import ArgumentError, DataArguments, check_minimum
-from ..training.items import load_split
-from ..training.state import write_json
 from .expression_rate import expression_rate
 from .predictions import claim_folder, load_for_evaluation, read_items
 from .reliability import draw_reliability, expected_calibration_error
@@ -82,7 +82,7 @@ def calibrate_checkpoint(arguments: CalibrationArguments) -> dict[str, Any]:
     path = checkpoint_path(arguments.model)
     if arguments.store and not Path(path).is_dir():
         raise ArgumentError(f"{path} is no directory to store in: download it first, or pass --no-store")
-    items = load_split(arguments.data, arguments.split, DataArguments(data=arguments.data))
+    items = load_split(arguments.data, arguments.split)
     if arguments.max_items is not None:
         items = items.subset(range(min(arguments.max_items, len(items))))
     recognizer = load_for_evaluation(path, accelerator.device, arguments.engine)

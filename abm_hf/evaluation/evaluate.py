@@ -1,8 +1,7 @@
 """Measures a checkpoint on a labelled split: `accelerate launch scripts/evaluate.py --model … --data … --split …`.
 
-It writes `predictions.jsonl`, `results.json` and `report.html`. Processes share the batches, each appends what it has
-read to a file of its own, and the main one puts the files together; so an evaluation that was stopped goes on, with
-any number of processes.
+It writes `predictions.jsonl`, `results.json` and `report.html`. Processes share the batches, and the main one appends
+what they have read to a file; so an evaluation that was stopped is resumed, with any number of processes.
 """
 
 import json
@@ -17,13 +16,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ..arguments import ArgumentError, check_minimum
+from ..data.items import Items, load_split
 from ..decoding_abm import DecodingOptions, Hypothesis, decode
 from ..file_names import escape_name
 from ..inference.base import BaseRecognizer
 from ..inference.loading import Engine
 from ..pretrained import DEFAULT, checkpoint_path
-from ..training.arguments import ArgumentError, DataArguments, check_minimum
-from ..training.items import Items, load_split
 from .expression_rate import bootstrap_intervals, expression_rate, score_expressions
 from .predictions import claim_folder, load_for_evaluation, read_items
 from .reliability import draw_reliability, expected_calibration_error
@@ -105,7 +104,7 @@ def evaluate_checkpoint(arguments: EvaluationArguments) -> dict[str, Any]:
     """
     accelerator = Accelerator(cpu=arguments.cpu or not torch.cuda.is_available())
     path = checkpoint_path(arguments.model)
-    items = load_split(arguments.data, arguments.split, DataArguments(data=arguments.data))
+    items = load_split(arguments.data, arguments.split)
     if arguments.max_items is not None:
         items = items.subset(range(min(arguments.max_items, len(items))))
     recognizer = load_for_evaluation(path, accelerator.device, arguments.engine)

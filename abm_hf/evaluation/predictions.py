@@ -1,4 +1,4 @@
-"""Reading a split with several processes, each into a file of its own; what was stopped goes on."""
+"""Recognizes a split, its batches shared by processes, into one file; an evaluation that was stopped is resumed."""
 
 import json
 from collections import Counter
@@ -8,17 +8,17 @@ from typing import Any, get_args
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..arguments import ArgumentError
 from ..data.collator import ABMCollator
+from ..data.items import Items, evaluation_batches
+from ..files import write_json
 from ..inference.base import BaseRecognizer
 from ..inference.loading import Engine, load_recognizer
 from ..pretrained import CheckpointError
-from ..training.arguments import ArgumentError
-from ..training.evaluation import evaluation_batches
-from ..training.items import Items
-from ..training.state import write_json
 
 # What may differ between the runs that fill one folder.
 _UNIMPORTANT = frozenset({"output_dir", "cpu", "batch_images", "batch_pixels", "gallery", "store"})
@@ -83,12 +83,12 @@ def read_items(
     max_images: int,
     max_pixels: int,
 ) -> list[dict[str, Any]]:
-    """Reads what no process has read yet, this process its share of it, and waits for the others.
+    """Reads what has not been read yet; processes share the batches, and the main one appends to the file.
 
     Args:
         items: pictures with labels.
         read: a batch of pixel values and masks to what is kept of each picture.
-        folder: where a line is appended for each item.
+        folder: whose `answers.jsonl` gets a line for each item.
         accelerator: which process this is.
         max_images, max_pixels: most pictures and padded pixels in a batch.
 
@@ -101,38 +101,42 @@ def read_items(
     if len(set(items.ids)) < len(items):
         twice = next(name for name, count in Counter(items.ids).items() if count > 1)
         raise ArgumentError(f"several items have the id {twice!r}: give each its own")
-    done = _rows(folder)
+    path = folder / "answers.jsonl"
+    rows = _rows(path)
     accelerator.wait_for_everyone()  # nobody writes before all have seen the same
-    missing = items.subset([index for index, name in enumerate(items.ids) if name not in done])
+    missing = items.subset([index for index, name in enumerate(items.ids) if name not in rows])
     batches = list(evaluation_batches(missing, max_images, max_pixels)) if len(missing) else []
     collator = ABMCollator((32, 64))
-    part = folder / f"part-{accelerator.process_index:03d}.jsonl"
-    torn = part.is_file() and not part.read_bytes().endswith(b"\n")
-    with part.open("a", encoding="utf-8") as file:
-        file.write("\n" if torn else "")  # a line cut short by a crash must not take the next one with it
-        for batch in tqdm(
-            batches[accelerator.process_index :: accelerator.num_processes],
-            disable=not accelerator.is_local_main_process,
-            unit="batch",
-        ):
+    for start in tqdm(
+        range(0, len(batches), accelerator.num_processes), disable=not accelerator.is_local_main_process, unit="batch"
+    ):
+        fresh: list[dict[str, Any]] = []
+        for batch in batches[start : start + accelerator.num_processes][accelerator.process_index :][:1]:
             tensors = collator([{"image": missing.images[index], "labels": [1]} for index in batch])
             for index, kept in zip(batch, read(tensors["pixel_values"], tensors["pixel_mask"]), strict=True):
-                row = {"id": missing.ids[index], "reference": missing.latex[index], **kept}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()
-    accelerator.wait_for_everyone()
-    rows = _rows(folder)
+                fresh.append({"id": missing.ids[index], "reference": missing.latex[index], **kept})
+        fresh = gather_object(fresh)
+        if accelerator.is_main_process:
+            _append(path, fresh)
+        rows |= {row["id"]: row for row in fresh}
     return [rows[name] for name in items.ids]
 
 
-def _rows(folder: Path) -> dict[str, dict[str, Any]]:
-    """By id, all that any process has written; a line cut short by a crash does not count."""
+def _append(path: Path, rows: list[dict[str, Any]]) -> None:
+    torn = path.is_file() and not path.read_bytes().endswith(b"\n")
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" if torn else "")  # a line cut short by a crash must not take the next one with it
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _rows(path: Path) -> dict[str, dict[str, Any]]:
+    """By id, all that was written; a line cut short by a crash does not count."""
     rows = {}
-    for part in sorted(folder.glob("part-*.jsonl")):
-        for line in part.read_text(encoding="utf-8").split("\n"):  # not at what else Unicode calls the end of one
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            rows[row["id"]] = row
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    for line in text.split("\n"):  # not at what else Unicode calls the end of one
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        rows[row["id"]] = row
     return rows

@@ -8,9 +8,12 @@ A checkpoint directory may hold evidence, and the card states it and nothing tha
 - `calibration.json`, `reliability.png`: from `scripts/calibrate.py`.
 - `speed.json`: a table: `text` (machine, command, what is measured), `columns`, `rows`.
 - `failures.png`: from `scripts/draw_failures.py`.
+
+The pictures may lie in another folder, as those of the packaged checkpoint do.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -104,13 +107,16 @@ under Apache-2.0. CROHME itself is not redistributed.
 """
 
 
-def write_model_card(folder: str | Path, repository: str = "abm-hf/abm", name: str = "ABM") -> Path:
+def write_model_card(
+    folder: str | Path, repository: str = "abm-hf/abm", name: str = "ABM", pictures: str | Path | None = None
+) -> Path:
     """Writes `README.md` for the checkpoint in `folder`.
 
     Args:
         folder: with `config.json` and `model.safetensors`, and what was measured (see the module).
         repository: the id that the examples name.
         name: title of the card.
+        pictures: where the pictures lie; in `folder` by default.
 
     Returns:
         The path of the card.
@@ -119,6 +125,7 @@ def write_model_card(folder: str | Path, repository: str = "abm-hf/abm", name: s
         OSError: if the checkpoint's files cannot be read.
     """
     folder = Path(folder)
+    pictures = folder if pictures is None else Path(pictures)
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "results").glob("*.json"))]
     total, inference = _parameters(folder)
     card = _TEMPLATE.format(
@@ -128,13 +135,13 @@ def write_model_card(folder: str | Path, repository: str = "abm-hf/abm", name: s
         inference=f"{inference / 1e6:.2f} M",
         repository=repository,
         results=_table(results) if results else "Not measured.",
-        calibration=_calibration(folder),
+        calibration=_calibration(folder, pictures),
         size=_size(folder, total),
         speed=_speed(folder),
-        failures=_failures(folder),
+        failures=_failures(folder, pictures),
         tokens=len(_writable()),
         vocabulary=" ".join(_writable()),
-        training=_training(folder),
+        training=_training(folder, pictures),
         citation=_CITATION,
     )
     path = folder / "README.md"
@@ -226,7 +233,7 @@ def _speed(folder: Path) -> str:
     return "\n" + "\n".join(lines) + "\n"
 
 
-def _calibration(folder: Path) -> str:
+def _calibration(folder: Path, pictures: Path) -> str:
     """How far the probabilities of the answers can be trusted."""
     if not (folder / "calibration.json").is_file():
         return ""
@@ -237,16 +244,22 @@ def _calibration(folder: Path) -> str:
         f"beam {calibration['beams']}): expected calibration error {errors['after']:.3f}, without it "
         f"{errors['before']:.3f}."
     )
-    picture = "\n![share of right answers by probability](reliability.png)\n"
-    return f"\n{text}\n" + (picture if (folder / "reliability.png").is_file() else "")
+    picture = _picture(folder, pictures / "reliability.png", "share of right answers by probability")
+    return f"\n{text}\n" + (f"\n{picture}\n" if picture else "")
 
 
-def _failures(folder: Path) -> str:
-    if not (folder / "failures.png").is_file():
+def _picture(folder: Path, path: Path, text: str) -> str:
+    """A picture in the card of `folder`; empty if there is none."""
+    return f"![{text}]({Path(os.path.relpath(path, folder)).as_posix()})" if path.is_file() else ""
+
+
+def _failures(folder: Path, pictures: Path) -> str:
+    picture = _picture(folder, pictures / "failures.png", "expressions with their labels and the wrong answers")
+    if not picture:
         return ""
     return (
         "\nWhat it reads wrong, from synthetic ink (`scripts/draw_failures.py`; not how often, but what):\n\n"
-        "![expressions with their labels and the wrong answers](failures.png)\n"
+        f"{picture}\n"
     )
 
 
@@ -255,12 +268,12 @@ def _record(folder: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
-def _training(folder: Path) -> str:
+def _training(folder: Path, pictures: Path) -> str:
     record = _record(folder)
     if not record:
         return "Not recorded with this checkpoint."
     lines = [record["summary"], "", "```bash", *record["commands"], "```", ""]
     lines += [f"- {name}: {value}" for name, value in record["facts"].items()]
-    if (folder / "training_curve.png").is_file():
-        lines += ["", "![training curve](training_curve.png)"]
+    if picture := _picture(folder, pictures / "training_curve.png", "training curve"):
+        lines += ["", picture]
     return "\n".join(lines)

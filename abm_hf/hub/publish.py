@@ -102,11 +102,13 @@ def export_checkpoint(source: str | Path | None, folder: str | Path, repository:
     path = Path(checkpoint_path(source))
     model = ABMForConditionalGeneration.from_pretrained(path)
     folder = save_pretrained(model, folder, ABMProcessor.from_pretrained(path))
-    for evidence in _EVIDENCE:
-        if (path / evidence).is_dir():
-            shutil.copytree(path / evidence, folder / evidence, dirs_exist_ok=True)
-        elif (path / evidence).is_file():
-            shutil.copyfile(path / evidence, folder / evidence)
+    # The pictures and the log of the packaged checkpoint are in no wheel, but in the documentation of a checkout.
+    for place in [_PACKAGE.parent / "docs" / path.name, path] if path.parent == PACKAGED else [path]:
+        for evidence in _EVIDENCE:
+            if (place / evidence).is_dir():
+                shutil.copytree(place / evidence, folder / evidence, dirs_exist_ok=True)
+            elif (place / evidence).is_file():
+                shutil.copyfile(place / evidence, folder / evidence)
     _add_onnx(path, folder)
     write_model_card(folder, repository, name)
     return folder

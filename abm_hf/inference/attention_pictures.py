@@ -197,15 +197,6 @@ def attention_gif(
     return data
 
 
-def side_by_side(l2r: ExplanationLike, r2l: ExplanationLike, theme: Theme = "light", columns: int = 2) -> Image.Image:
-    """Both directions in one picture, left to right above, right to left below, each with its coverage first."""
-    blocks = []
-    for title, explanation in (("left to right", l2r), ("right to left", r2l)):
-        first = _captioned(draw_coverage(explanation, theme), f"{title}: all tokens", theme)
-        blocks.append(_tiled([first, *_frames(explanation, theme)], columns, theme))
-    return _tiled(blocks, 1, theme)
-
-
 def _frame(explanation: ExplanationLike, index: int, theme: Theme, scale: float) -> Image.Image:
     """The picture of token `index`, or of all tokens together after the last."""
     if index < len(explanation.tokens):

@@ -114,22 +114,6 @@ def transform_ink(ink: Ink, matrix: np.ndarray) -> Ink:
     return _with_points(ink, lambda points: (points - middle) @ np.asarray(matrix).T + middle)
 
 
-def rotate_ink(ink: Ink, degrees: float) -> Ink:
-    """Turns the ink, counter-clockwise as seen."""
-    angle = math.radians(degrees)
-    return transform_ink(ink, np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]))
-
-
-def slant_ink(ink: Ink, degrees: float) -> Ink:
-    """Leans upright strokes to the right."""
-    return transform_ink(ink, np.array([[1.0, -math.tan(math.radians(degrees))], [0.0, 1.0]]))
-
-
-def stretch_ink(ink: Ink, width: float, height: float = 1.0) -> Ink:
-    """Multiplies width and height."""
-    return transform_ink(ink, np.diag([width, height]))
-
-
 def vary_strokes(ink: Ink, rng: np.random.Generator, *, shift: float = 0.03, scale: float = 0.04) -> Ink:
     """Moves and scales each stroke on its own; the arguments are standard deviations as in [`AugmentConfig`].
 

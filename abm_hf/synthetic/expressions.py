@@ -1,28 +1,23 @@
 """Synthetic ink: any number of handwritten expressions with exact labels and symbols, from a seed.
 
-A grammar draws an expression (`synthetic_grammar`), a hand writes it (`synthetic_layout`, `synthetic_hand`,
-`synthetic_glyphs`). The embedded data set for tests and examples, and a source for pre-training.
+A grammar draws an expression (`grammar.py`), a hand writes it (`layout.py`, `hand.py`, `glyphs.py`). For tests and
+examples, and a source for pre-training.
 
 The same seed gives the same ink in every process. Coordinates are whole device units and times whole milliseconds, so
 that the last bits in which mathematical libraries differ from one platform to the next do not show.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import accumulate, count
-from typing import Any
+from collections.abc import Sequence
+from itertools import accumulate
 
-import cv2
 import numpy as np
 
-from ..ink.rendering import render_ink
 from ..ink.strokes import Ink, Symbol
 from ..latex.normalization import LatexError, normalize_latex, parse_latex
 from .grammar import ExpressionGrammar
 from .hand import Hand, sample_strokes
 from .layout import Layout, Written
 
-#: Tokens of structure: they have no strokes.
-STRUCTURE_TOKENS = frozenset(("{", "}", "^", "_", "\\limits"))
 #: Levels of braces inside each other that are written; CROHME has up to 5.
 DEEPEST = 50
 
@@ -120,93 +115,3 @@ def _deform(strokes: list[np.ndarray], hand: Hand, rng: np.random.Generator) -> 
             moved[:, axis] += amplitude * np.sin(phase + rng.uniform(0, 2 * np.pi))
     bounds = np.cumsum([len(stroke) for stroke in strokes])[:-1]
     return np.split(moved, bounds)
-
-
-def synthetic_stream(
-    seed: int = 0,
-    *,
-    min_tokens: int = 1,
-    max_tokens: int = 80,
-    convention: str = "written",
-    shard: int = 0,
-    shards: int = 1,
-) -> Iterator[Ink]:
-    """An endless stream of expressions for pre-training, each in another hand.
-
-    Args:
-        seed (`int`): Of the stream.
-        min_tokens, max_tokens, convention (*optional*): As in [`synthetic_ink`].
-        shard, shards (`int`, *optional*):
-            This process's part: expressions number `shard`, `shard + shards`, ... of the stream. Together the shards
-            give what one process would have given.
-
-    Raises:
-        ValueError: `shard` is not one of `shards`.
-    """
-    if not 0 <= shard < shards:
-        raise ValueError(f"shard {shard} does not exist among {shards}")
-    for number in count(shard, shards):
-        yield synthetic_ink(
-            _nth_seed(seed, number), min_tokens=min_tokens, max_tokens=max_tokens, convention=convention
-        )
-
-
-def synthetic_dataset(
-    size: int,
-    seed: int = 0,
-    *,
-    min_tokens: int = 1,
-    max_tokens: int = 80,
-    convention: str = "written",
-    writers: int | None = None,
-) -> list[dict[str, Any]]:
-    """Expressions as the rows of a prepared data set.
-
-    `datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())` makes a data set of them.
-
-    Args:
-        size (`int`): Number of rows.
-        seed (`int`, *optional*, defaults to 0): The same seed gives the same rows; a shorter data set is the beginning
-            of a longer one.
-        min_tokens, max_tokens, convention (*optional*): As in [`synthetic_ink`].
-        writers (`int`, *optional*): How many people wrote it, in turn; each row has a writer of its own when
-            left out.
-
-    Returns:
-        `list[dict]` with the columns `id`, `image` (PNG bytes of the rendering in the field's form), `ink`, `latex`,
-        `tokens`, `source`, `writer`, `width` and `height` (pixels).
-    """
-    rows = []
-    for number in range(size):
-        writer = None if writers is None else _nth_seed(seed, -1 - number % writers) % 2**31
-        ink = synthetic_ink(
-            _nth_seed(seed, number),
-            min_tokens=min_tokens,
-            max_tokens=max_tokens,
-            convention=convention,
-            writer=writer,
-        )
-        rows.append(_row(ink, f"synthetic-{seed}-{number}"))
-    return rows
-
-
-def _row(ink: Ink, name: str) -> dict[str, Any]:
-    image = render_ink(ink)
-    label = ink.label or ""
-    return {
-        "id": name,
-        "image": {"bytes": cv2.imencode(".png", image)[1].tobytes(), "path": None},
-        "ink": [stroke.tolist() for stroke in ink.strokes],
-        "latex": label,
-        "tokens": label.split(),
-        "source": ink.annotations["source"],
-        "writer": ink.annotations["writer"],
-        "width": image.shape[1],
-        "height": image.shape[0],
-    }
-
-
-def _nth_seed(seed: int, number: int) -> int:
-    """A seed for one of many things: negative numbers are writers, the others expressions."""
-    words = np.random.SeedSequence([seed, abs(number), int(number < 0)]).generate_state(1, np.uint64)
-    return int(words[0])

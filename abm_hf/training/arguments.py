@@ -18,13 +18,10 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from ..arguments import ArgumentError, check_minimum
 from ..configuration_abm import PRESETS, ABMConfig
 
 RECIPES = Path(__file__).parent / "recipes"
-
-
-class ArgumentError(ValueError):
-    """An option or recipe that cannot be used; the message says what to write instead."""
 
 
 @dataclass
@@ -372,13 +369,6 @@ def _recipe_value(name: str, value: Any) -> Any:
             if wrong:
                 raise ArgumentError(f"{name}: {value!r} is not what this option takes ({entry.metadata['help']})")
     return value
-
-
-def check_minimum(arguments: Any, least: int, *names: str) -> None:
-    """Raises [`ArgumentError`] for the first of the options that is set and less than `least`."""
-    for name in names:
-        value = getattr(arguments, name)
-        _check(value is None or value >= least, name, f"at least {least}", value)
 
 
 def _check(condition: bool, name: str, expected: str, value: Any) -> None:

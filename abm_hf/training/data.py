@@ -1,9 +1,6 @@
 """From items to batches: pictures varied and scaled as planned, and the loader."""
 
-import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +12,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data.bucketing import BucketBatchSampler, PlannedBatch
 from ..data.collator import ABMCollator
+from ..data.items import Items
 from ..ink.augmentation import AugmentConfig, augment_image, augment_ink
 from ..ink.rendering import HEIGHT, MARGIN, render_ink
 from ..ink.strokes import Ink
 from .arguments import DataArguments
-from .items import Items
 
 
 @dataclass
@@ -95,10 +92,6 @@ VARIATIONS: dict[str, Variation] = {"none": scale_only, "image": vary_image, "in
 """By the value of the argument `augmentation`."""
 
 
-# What a whole group of processes is sent to end it.
-_GROUP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
-
-
 class PlannedDataset(Dataset[LoadedBatch]):
     """Builds whole batches from [`PlannedBatch`] plans; all its randomness comes from the plan's seed.
 
@@ -127,7 +120,7 @@ def make_loader(dataset: PlannedDataset, sampler: BucketBatchSampler, arguments:
     """A loader over the sampler's endless stream."""
     plans: Any = sampler  # typed for lists of indices; a plan is what this data set takes
     keep: Any = _as_is
-    return _Loader(
+    return DataLoader(
         dataset,
         batch_sampler=plans,
         collate_fn=keep,
@@ -138,19 +131,6 @@ def make_loader(dataset: PlannedDataset, sampler: BucketBatchSampler, arguments:
     )
 
 
-class _Loader(DataLoader[LoadedBatch]):
-    """Starts its workers with signals blocked: libraries start threads in them before `_start_worker` is called."""
-
-    def __iter__(self) -> Any:
-        if not hasattr(signal, "pthread_sigmask"):
-            return super().__iter__()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
-        try:
-            return super().__iter__()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _as_is(batch: LoadedBatch) -> LoadedBatch:
     return batch
 
@@ -159,23 +139,7 @@ def _start_worker(_: int) -> None:
     # One thread each: the workers' own parallelism is their number.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    _obey_parent_alone()
-
-
-def _obey_parent_alone() -> None:
-    """Leaves signals to the main process, but for those that it sends itself to end this one.
-
-    What is sent to a whole group or job (Ctrl-C, a cluster's manager) makes the main process stop in order, for which
-    it still needs its workers. Without `sigwaitinfo` (macOS, Windows) they end at once, and the run with an error.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is None or parent.pid is None or not hasattr(signal, "sigwaitinfo"):
-        return
-    signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
-    threading.Thread(target=_await_parent, args=(parent.pid,), daemon=True).start()
-
-
-def _await_parent(parent: int) -> None:
-    while signal.sigwaitinfo(_GROUP_SIGNALS).si_pid != parent:
-        pass
-    os._exit(0)
+    # What is sent to a whole group or job (Ctrl-C, a cluster's manager) makes the main process stop in order, for
+    # which it still needs its workers. They end when it leaves the loader, or has ended itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,32 +1,14 @@
 """Validation while training: batched greedy decoding, minutes rather than hours."""
 
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from ..data.collator import ABMCollator
+from ..data.items import Items, evaluation_batches
 from ..evaluation.expression_rate import expression_rate
-from .items import Items
-
-
-def evaluation_batches(items: Items, max_images: int, max_pixels: int) -> Iterator[list[int]]:
-    """Indices in batches of similar size, the largest images first, so that lack of memory shows at once."""
-    heights, widths = items.sizes[:, 0], items.sizes[:, 1]
-    batch: list[int] = []
-    for index in np.lexsort((heights, widths // 64))[::-1].tolist():
-        grown = [*batch, index]
-        if batch and (
-            len(grown) > max_images or len(grown) * int(heights[grown].max()) * int(widths[grown].max()) > max_pixels
-        ):
-            yield batch
-            grown = [index]
-        batch = grown
-    if batch:
-        yield batch
 
 
 @torch.no_grad()

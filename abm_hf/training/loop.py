@@ -8,8 +8,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from ..data.collator import ABMCollator
+from ..files import write_json
 from ..hub.publish import save_pretrained
 from ..processing_abm import ABMProcessor
 from ..tokenization_abm import ABMTokenizer
@@ -29,7 +30,7 @@ from .evaluation import evaluate_items
 from .items import load_items
 from .run import Run, build_run, check_same_data, make_accelerator, resume, save_checkpoint
 from .schedule import learning_rate
-from .state import CheckpointError, RunDirectory, replace_folder, write_json
+from .state import CheckpointError, RunDirectory, replace_folder
 from .step import StepResult, check_finite, training_step
 from .stopping import StopRequest
 
@@ -61,8 +62,8 @@ def train(arguments: Arguments) -> dict[str, Any]:
         if arguments.run.trackers:
             flat = {name: str(value) for name, value in arguments.as_dict().items()}
             run.accelerator.init_trackers("abm_hf", config=flat)
-        with StopRequest(arguments.run.time_limit_minutes, started) as stop:
-            result = _loop(run, stop)
+        with StopRequest(arguments.run.time_limit_minutes, started) as stop, closing(_batches(run)) as batches:
+            result = _loop(run, batches, stop)
     except OSError as error:  # of the log, the curve or a tracker; checkpoints say more themselves
         raise CheckpointError(directory.checkpoints.explain(f"go on in {directory.path}", error)) from error
     run.accelerator.end_training()
@@ -101,7 +102,7 @@ class Meter:
         return {**means, **skipped, "images_per_second": self.images / seconds, "data_wait": self.waited / seconds}
 
 
-def _loop(run: Run, stop: StopRequest) -> dict[str, Any]:
+def _loop(run: Run, batches: Iterator[LoadedBatch], stop: StopRequest) -> dict[str, Any]:
     progress, options = run.progress, run.arguments.run
     bar = tqdm(
         total=progress.end,
@@ -111,7 +112,7 @@ def _loop(run: Run, stop: StopRequest) -> dict[str, Any]:
         smoothing=0.02,
     )
     result: dict[str, Any] = {}
-    meter, batches, stopping, finished = Meter(), _batches(run), False, _finished(run)
+    meter, stopping, finished = Meter(), False, _finished(run)
     while not (finished or stopping):
         _advance(run, batches, meter)
         bar.update()
@@ -132,10 +133,14 @@ def _loop(run: Run, stop: StopRequest) -> dict[str, Any]:
     return {"step": progress.step, "finished": finished, "best": progress.best, **result}
 
 
-def _batches(run: Run) -> Iterator[LoadedBatch]:
+def _batches(run: Run) -> Generator[LoadedBatch]:
     data = run.arguments.data
     dataset = PlannedDataset(run.train_items, ABMCollator(run.sampler.limits.multiple), VARIATIONS[data.augmentation])
-    return iter(make_loader(dataset, run.sampler, data, pin=run.accelerator.device.type == "cuda"))
+    try:
+        yield from make_loader(dataset, run.sampler, data, pin=run.accelerator.device.type == "cuda")
+    except Exception as error:
+        # Frames of the traceback would keep the loader and its workers, for which the interpreter waits at its end.
+        raise error.with_traceback(None) from None
 
 
 def _finished(run: Run) -> bool:

@@ -13,12 +13,13 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from huggingface_hub.errors import StrictDataclassError
 
+from ..arguments import ArgumentError
 from ..configuration_abm import ABMConfig
 from ..data.bucketing import BatchLimits, BucketBatchSampler
+from ..data.items import Items
 from ..modeling_abm import ABMForConditionalGeneration
 from ..pretrained import checkpoint_path
-from .arguments import ArgumentError, Arguments, ModelArguments
-from .items import Items
+from .arguments import Arguments, ModelArguments
 from .optimization import AveragedWeights, build_optimizer
 from .schedule import Leg, Plateau, curriculum, extended, legs_from_state, legs_to_state
 from .state import RunDirectory, RunDirectoryError

@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from ..files import sync_folder, write_json
+
 logger = logging.getLogger(__name__)
 
 _STEP = re.compile(r"step-(\d{8,})")
@@ -35,29 +37,6 @@ class CheckpointError(RuntimeError):
 
 class RunDirectoryError(ValueError):
     """The output directory cannot be used for this run."""
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that the file is either the old or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.incoming")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes renames in a folder last through a power failure, where the system can do that."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows does not open folders
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _digest(path: Path) -> str:
@@ -107,7 +86,7 @@ class CheckpointStore:
             if target.exists():
                 shutil.rmtree(target)
             incoming.rename(target)
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         except (OSError, RuntimeError) as error:
             shutil.rmtree(incoming, ignore_errors=True)
             raise CheckpointError(self.explain(f"write the checkpoint of step {step}", error)) from error
@@ -174,7 +153,7 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
         if target.exists():
             target.rename(outgoing)
         incoming.rename(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
         shutil.rmtree(outgoing, ignore_errors=True)
     except (OSError, SafetensorError) as error:  # the latter is how a full disk shows in a file of weights
         shutil.rmtree(incoming, ignore_errors=True)
