@@ -88,7 +88,8 @@ def test_no_name_ends_a_batch(
     assert [json.loads(line)["file"] for line in written.splitlines()] == [f"{oddly_named}/{n}" for n in escaped]
     assert r"3bl\xe5nk" in json.loads(written.splitlines()[3])["error"]
     assert _recognize(capsys, tiny_checkpoint, oddly_named, "--output", output)[0] == 1
-    assert output.read_text(encoding="utf-8") == written, "only the failure is tried again"
+    again = output.read_text(encoding="utf-8").splitlines()
+    assert sorted(again) == sorted(written.splitlines()), "only the failure is tried again, at the end"
     code, paths, _ = _recognize(
         capsys, tiny_checkpoint, oddly_named, "--format", "png", "--output", tmp_path / "drawn"
     )
