@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
         inputs: list[Any] = [
             found for name in options.inputs for found in ([_STDIN] if name == _STDIN else iter_inputs([name]))
         ]
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         return fail(str(error))
     if problem := _contradiction(options):
         return fail(problem)
