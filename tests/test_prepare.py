@@ -41,7 +41,7 @@ from abm_hf.synthetic.expressions import synthetic_ink
 from abm_hf.training.arguments import DataArguments
 from abm_hf.training.items import load_split
 
-COLUMNS = ["id", "image", "ink", "latex", "tokens", "source", "writer", "width", "height"]
+COLUMNS = ["id", "image", "ink", "symbols", "latex", "tokens", "source", "writer", "width", "height"]
 
 
 @pytest.fixture(autouse=True)

@@ -224,7 +224,7 @@ def _from_table(table: Any) -> Items:
     if sizes.prod(axis=1).sum() <= PRELOAD_PIXELS:
         images = list(images)
     groups = [str(writer or writer_group(name)) for writer, name in zip(writers, ids, strict=True)]
-    with_ink = [name for name in ("ink", "latex", "writer") if name in table.column_names]
+    with_ink = [name for name in ("ink", "symbols", "latex", "writer") if name in table.column_names]
     inks = StoredInks(table.select_columns(with_ink)) if "ink" in with_ink else None
     return Items(ids, list(table["latex"]), images, sizes.reshape(-1, 2), groups, inks=inks)
 
