@@ -134,7 +134,9 @@ def _loop(run: Run, stop: StopRequest) -> dict[str, Any]:
 
 def _batches(run: Run) -> Iterator[LoadedBatch]:
     data = run.arguments.data
-    dataset = PlannedDataset(run.train_items, ABMCollator(run.sampler.limits.multiple), VARIATIONS[data.augmentation])
+    collator, vary = ABMCollator(run.sampler.limits.multiple), VARIATIONS[data.augmentation]
+    stride = run.bare_model.config.feature_stride if run.heads is not None else 0
+    dataset = PlannedDataset(run.train_items, collator, vary, stride)
     return iter(make_loader(dataset, run.sampler, data, pin=run.accelerator.device.type == "cuda"))
 
 
