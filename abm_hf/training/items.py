@@ -166,7 +166,7 @@ def load_split(source: str, split: str, arguments: DataArguments) -> Items:
         except OfflineError as error:
             raise ArgumentError(str(error)) from error
     else:
-        items = _from_datasets(source, split)
+        items = _from_datasets(source, split, redrawn=arguments.augmentation == "ink")
     if not len(items):
         raise ArgumentError(f"the split {split!r} of {source} is empty")
     return items
@@ -187,7 +187,7 @@ def _from_offline(source: str, split: str) -> Items:
     )
 
 
-def _from_datasets(source: str, split: str) -> Items:
+def _from_datasets(source: str, split: str, redrawn: bool) -> Items:
     import datasets
 
     try:
@@ -205,10 +205,10 @@ def _from_datasets(source: str, split: str) -> Items:
     missing = {"image", "latex"} - set(table.column_names)
     if missing:
         raise ArgumentError(f"{source} lacks the columns {sorted(missing)}: write it with `abm-hf prepare`")
-    return _from_table(table)
+    return _from_table(table, redrawn)
 
 
-def _from_table(table: Any) -> Items:
+def _from_table(table: Any, redrawn: bool) -> Items:
     import datasets
 
     names = table["id"] if "id" in table.column_names else range(len(table))
@@ -221,7 +221,8 @@ def _from_table(table: Any) -> Items:
         sizes = np.array([table["height"], table["width"]], dtype=np.int64).T
     else:
         sizes = np.array([image.shape for image in images], dtype=np.int64)
-    if sizes.prod(axis=1).sum() <= PRELOAD_PIXELS:
+    # Where ink is drawn anew for each batch, images are hardly looked at: decoded, they would only take memory.
+    if sizes.prod(axis=1).sum() <= PRELOAD_PIXELS and not (redrawn and "ink" in table.column_names):
         images = list(images)
     groups = [str(writer or writer_group(name)) for writer, name in zip(writers, ids, strict=True)]
     with_ink = [name for name in ("ink", "symbols", "latex", "writer") if name in table.column_names]
@@ -297,7 +298,8 @@ def load_items(arguments: DataArguments, tokenizer: Any) -> tuple[Items, Items]:
     sources = [source.strip() for source in arguments.data.split(",") if source.strip()]
     if not sources:
         raise ArgumentError("data names no source: give a directory, a Hub id or synthetic")
-    parts = [load_split(source, arguments.train_split, arguments) for source in sources]
+    loaded = {source: load_split(source, arguments.train_split, arguments) for source in dict.fromkeys(sources)}
+    parts = [loaded[source] for source in sources]
     if arguments.validation_split != "holdout":
         validation = load_split(arguments.validation_data or sources[0], arguments.validation_split, arguments)
     else:
