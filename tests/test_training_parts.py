@@ -150,6 +150,11 @@ def test_a_prepared_data_set_is_read(tmp_path: Path, data: Path) -> None:
     assert items.inks is not None and items.inks[1] is None
     first = items.inks[0]
     assert first is not None and np.array_equal(first.strokes[0], [[0.0, 0.0], [1.5, 2.0]])
+    redrawn = Arguments().data
+    redrawn.augmentation = "ink"
+    lazily = load_split(str(tmp_path / "prepared"), "train", redrawn)
+    assert isinstance(items.images, list) and not isinstance(lazily.images, list)  # drawn anew: not kept in memory
+    assert np.array_equal(lazily.images[7], items.images[7])
     with pytest.raises(ArgumentError, match="no split 'test2013'; it has train"):
         load_split(str(tmp_path / "prepared"), "test2013", Arguments().data)
 
