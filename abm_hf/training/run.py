@@ -204,7 +204,6 @@ def build_run(
         enable: Any = getattr(bare, "activation_checkpointing_enable", bare.gradient_checkpointing_enable)
         enable()
     bare.to(accelerator.device)
-    average = AveragedWeights(bare, arguments.optimization.ema_decay)
     trained: Any = torch.compile(bare) if options.compile else bare
     heads = None
     if arguments.optimization.supervised:
@@ -212,6 +211,9 @@ def build_run(
         heads = trained.heads
     optimizer = build_optimizer(bare, arguments.optimization, heads)
     model, optimizer = accelerator.prepare(trained, optimizer)
+    # After that: with several processes on CPUs, it moves the parameters to other memory, which an average made before
+    # would not follow.
+    average = AveragedWeights(bare, arguments.optimization.ema_decay)
     per_step = accelerator.num_processes * arguments.optimization.gradient_accumulation_steps
     planned = _planned_steps(arguments, train_items, per_step)
     return Run(
