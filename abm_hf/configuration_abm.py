@@ -91,6 +91,8 @@ class ABMConfig(PreTrainedConfig):
         "past_key_values",
         "loss_components",
         "r2l_logits",
+        "cross_attentions",
+        "r2l_cross_attentions",
         "encoder_last_hidden_state",
     ]
 

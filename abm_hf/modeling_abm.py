@@ -53,6 +53,8 @@ class ABMOutput(ModelOutput):
         past_key_values ([`ABMCache`], with `use_cache`): the state after the last step.
         cross_attentions (`torch.FloatTensor` of shape `(batch_size, sequence_length, h, w)`, with
             `output_attentions`): what each step attended to.
+        r2l_cross_attentions (`torch.FloatTensor` of the same shape, with `labels` and `output_attentions`): of the
+            right-to-left branch, aligned to the labels.
         encoder_last_hidden_state (`torch.FloatTensor` of shape `(batch_size, h * w, channels)`): the features.
         decoder_attentions, decoder_hidden_states: always `None`: no attention among tokens, no layers. `generate` asks
             for them where attention maps are wanted.
@@ -64,6 +66,7 @@ class ABMOutput(ModelOutput):
     r2l_logits: Tensor | None = None
     past_key_values: "ABMCache | None" = None
     cross_attentions: Tensor | None = None
+    r2l_cross_attentions: Tensor | None = None
     encoder_last_hidden_state: Tensor | None = None
     decoder_attentions: None = None
     decoder_hidden_states: None = None
@@ -539,7 +542,7 @@ class ABMForConditionalGeneration(ABMPreTrainedModel, GenerationMixin):
                 raise ValueError("pass pixel_values, or the encoder_outputs of an earlier call")
             encoder_outputs = self.encoder(pixel_values, pixel_mask)
         if labels is not None:
-            output = self._training_output(encoder_outputs, labels)
+            output = self._training_output(encoder_outputs, labels, bool(output_attentions))
         elif decoder_input_ids is not None:
             state = past_key_values
             if state is None:
@@ -607,11 +610,15 @@ class ABMForConditionalGeneration(ABMPreTrainedModel, GenerationMixin):
                 "follows it is -100"
             )
 
-    def _training_output(self, encoder_outputs: ABMEncoderOutput, labels: Tensor) -> ABMOutput:
+    def _training_output(
+        self, encoder_outputs: ABMEncoderOutput, labels: Tensor, output_attentions: bool
+    ) -> ABMOutput:
         config = self.config
-        aligned = {
+        forced = {
             direction: self.teacher_forced(direction, encoder_outputs, labels) for direction in config.directions
         }
+        aligned = {direction: logits for direction, (logits, _) in forced.items()}
+        looked = {direction: maps for direction, (_, maps) in forced.items()} if output_attentions else {}
         entropies = {
             f"ce_{direction}": cross_entropy(logits, self.targets(direction, labels), config.label_smoothing)
             for direction, logits in aligned.items()
@@ -629,18 +636,30 @@ class ABMForConditionalGeneration(ABMPreTrainedModel, GenerationMixin):
             loss_components={name: value.detach() for name, value in components.items()},
             logits=scored.get("l2r", scored.get("r2l")),
             r2l_logits=scored.get("r2l"),
+            cross_attentions=looked.get("l2r", looked.get("r2l")),
+            r2l_cross_attentions=looked.get("r2l"),
         )
 
-    def teacher_forced(self, direction: str, encoder_outputs: ABMEncoderOutput, labels: Tensor) -> Tensor:
-        """Logits (N, T, K) of a branch that reads `labels` (N, T), aligned to them: position j speaks of token j."""
+    def teacher_forced(
+        self, direction: str, encoder_outputs: ABMEncoderOutput, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (N, T, K) and attention maps (N, T, h, w) of a branch that reads `labels` (N, T), aligned to them.
+
+        Position j of both speaks of token j.
+        """
         order = right_to_left_order(labels) if direction == "r2l" else None
         known = labels.masked_fill(labels < 0, self.config.pad_token_id)
         first = self.config.decoder_start_token_id if direction == "l2r" else self.config.eos_token_id
         as_read = known if order is None else known.gather(1, order)
         tokens = F.pad(as_read[:, :-1], (1, 0), value=first)
         branch = self.branch(direction)
-        logits, _ = branch(tokens, branch.start(encoder_outputs, len(labels)))
-        return logits if order is None else logits.gather(1, order[..., None].expand_as(logits))
+        logits, maps = branch(tokens, branch.start(encoder_outputs, len(labels)))
+        if order is None:
+            return logits, maps
+        return (
+            logits.gather(1, order[..., None].expand_as(logits)),
+            maps.gather(1, order[..., None, None].expand_as(maps)),
+        )
 
     def targets(self, direction: str, labels: Tensor) -> Tensor:
         """What a branch should write at each position of `labels` (N, T): `sos` where right to left has reached it."""

@@ -79,7 +79,7 @@ class Recurrence(torch.autograd.Function):
             hidden, coverage = _step(t, step, hidden, coverage, memory, cast, trace)
         attention = trace.attention.view(*trace.attention.shape[:2], *coverage.shape[1:])
         ctx.save_for_backward(*trace, *memory, *weights)
-        ctx.mark_non_differentiable(attention, coverage)
+        ctx.mark_non_differentiable(coverage)
         return trace.hidden, trace.context, attention, coverage
 
     @staticmethod
@@ -92,10 +92,12 @@ class Recurrence(torch.autograd.Function):
         slopes = _empty_slopes(trace)
         d_hidden = torch.zeros_like(trace.hidden[0])
         d_coverage = torch.zeros_like(trace.attention[0])
+        d_attention = gradients[2].flatten(2)
         for t in reversed(range(len(trace.hidden))):
             d_hidden = d_hidden + gradients[0][t]
+            # An attention map enters the coverage of all later steps, and the loss itself where it is supervised.
             d_hidden, d_coverage = _step_backward(
-                t, d_hidden, gradients[1][t], d_coverage, memory, cast, trace, slopes
+                t, d_hidden, gradients[1][t], d_coverage, d_attention[t], memory, cast, trace, slopes
             )
         return (
             slopes.token_input.transpose(0, 1),
@@ -142,7 +144,7 @@ def run_recurrence(
 
     Returns:
         hidden states (T, N, H), contexts (T, N, C), attention maps (T, N, h, w), and the coverage after the last step.
-        Gradients flow through the first two, once: they take the place of what they are computed from, so a second
+        Gradients flow through the first three, once: they take the place of what they are computed from, so a second
         backward pass over the same graph raises a `RuntimeError`.
     """
     # With tanh(x) = 2σ(2x) - 1, vᵀ tanh(x) is 2vᵀ σ(2x) less a constant, which the softmax does not see. On a CPU σ
@@ -217,6 +219,7 @@ def _step_backward(
     d_hidden: Tensor,
     d_context: Tensor,
     d_coverage: Tensor,
+    d_attention: Tensor,
     memory: Memory,
     weights: Weights,
     trace: Trace,
@@ -231,7 +234,7 @@ def _step_backward(
     d_context = torch.addmm(d_context, slopes.context_input[t], weights.context_input, out=slopes.context[t])
 
     by_image = d_context.view(images, -1, d_context.shape[-1]).to(memory.values.dtype)
-    d_attention = d_coverage + (by_image @ memory.values.transpose(1, 2)).view_as(d_coverage)
+    d_attention = d_attention + d_coverage + (by_image @ memory.values.transpose(1, 2)).view_as(d_coverage)
     d_energies = attention * (d_attention - (attention * d_attention).sum(-1, keepdim=True))
     d_energies = d_energies.to(activation.dtype)
     slopes.energy[t] = d_energies.flatten() @ activation.flatten(0, 1)

@@ -145,7 +145,9 @@ class StoredInks(Sequence[Ink | None]):
         return ink_from_row(self.table[int(index)])
 
 
-def load_split(source: str, split: str, *, synthetic_items: int = 2000, max_label_tokens: int = 200) -> Items:
+def load_split(
+    source: str, split: str, *, synthetic_items: int = 2000, max_label_tokens: int = 200, redrawn: bool = False
+) -> Items:
     """Reads a split of a data source.
 
     Args:
@@ -153,6 +155,7 @@ def load_split(source: str, split: str, *, synthetic_items: int = 2000, max_labe
         split: Its name.
         synthetic_items: Size of the training split of `synthetic`; the others have a tenth of it, and 32 at least.
         max_label_tokens: Longest label of `synthetic`.
+        redrawn: Whether ink is drawn anew for each batch, so that its images need not be kept decoded.
 
     Raises:
         ArgumentError: When the source or the split is not there or empty; the message lists the splits there are.
@@ -165,7 +168,7 @@ def load_split(source: str, split: str, *, synthetic_items: int = 2000, max_labe
         except OfflineError as error:
             raise ArgumentError(str(error)) from error
     else:
-        items = _from_datasets(source, split)
+        items = _from_datasets(source, split, redrawn)
     if not len(items):
         raise ArgumentError(f"the split {split!r} of {source} is empty")
     return items
@@ -186,7 +189,7 @@ def _from_offline(source: str, split: str) -> Items:
     )
 
 
-def _from_datasets(source: str, split: str) -> Items:
+def _from_datasets(source: str, split: str, redrawn: bool) -> Items:
     import datasets
 
     try:
@@ -204,10 +207,10 @@ def _from_datasets(source: str, split: str) -> Items:
     missing = {"image", "latex"} - set(table.column_names)
     if missing:
         raise ArgumentError(f"{source} lacks the columns {sorted(missing)}: write it with `abm-hf prepare`")
-    return _from_table(table)
+    return _from_table(table, redrawn)
 
 
-def _from_table(table: Any) -> Items:
+def _from_table(table: Any, redrawn: bool) -> Items:
     import datasets
 
     names = table["id"] if "id" in table.column_names else range(len(table))
@@ -220,10 +223,11 @@ def _from_table(table: Any) -> Items:
         sizes = np.array([table["height"], table["width"]], dtype=np.int64).T
     else:
         sizes = np.array([image.shape for image in images], dtype=np.int64)
-    if sizes.prod(axis=1).sum() <= PRELOAD_PIXELS:
+    # Where ink is drawn anew for each batch, images are hardly looked at: decoded, they would only take memory.
+    if sizes.prod(axis=1).sum() <= PRELOAD_PIXELS and not (redrawn and "ink" in table.column_names):
         images = list(images)
     groups = [str(writer or writer_group(name)) for writer, name in zip(writers, ids, strict=True)]
-    with_ink = [name for name in ("ink", "latex", "writer") if name in table.column_names]
+    with_ink = [name for name in ("ink", "symbols", "latex", "writer") if name in table.column_names]
     inks = StoredInks(table.select_columns(with_ink)) if "ink" in with_ink else None
     return Items(ids, list(table["latex"]), images, sizes.reshape(-1, 2), groups, inks=inks)
 

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from ..file_names import escape_name
 from ..image_loading_abm import ImageInputError
-from ..ink.strokes import Ink, InkError
+from ..ink.alignment import strokes_of_tokens, written_places
+from ..ink.strokes import Ink, InkError, Symbol
 from ..latex.normalization import LatexError
 from .offline import OfflineError
 from .source import Entry, PrepareError, Reader, Record, SkipEntry
@@ -36,6 +37,7 @@ _FEATURES = {
         "feature": {"feature": {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "List"}, "_type": "List"},
         "_type": "List",
     },
+    "symbols": {"feature": {"feature": _SIZE, "_type": "List"}, "_type": "List"},
     "latex": _STRING,
     "tokens": {"feature": _STRING, "_type": "List"},
     "source": _STRING,
@@ -49,6 +51,7 @@ SCHEMA = pa.schema(
         ("id", pa.string()),
         ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
         ("ink", pa.list_(pa.list_(_POINT))),
+        ("symbols", pa.list_(pa.list_(pa.int32()))),
         ("latex", pa.string()),
         ("tokens", pa.list_(pa.string())),
         ("source", pa.string()),
@@ -61,7 +64,9 @@ SCHEMA = pa.schema(
 """Columns of a prepared data set.
 
 `image` is a PNG of mode L; `ink` has the strokes as lists of [x, y] or [x, y, t], or null where the source has no ink;
-`width` and `height` are the image's, in pixels, for batching without decoding.
+`symbols` has the numbers of the strokes of every token that is written (not of braces and scripts), in the label's
+order, or null where they are not known; `width` and `height` are the image's, in pixels, for batching without
+decoding.
 """
 
 
@@ -192,6 +197,7 @@ def _to_table(kept: Sequence[tuple[Entry, Record]]) -> pa.Table:
         "id": [escape_name(entry.id) for entry, _ in kept],
         "image": [{"bytes": _to_png(record.image), "path": None} for record in records],
         "ink": _ink_column([record.ink for record in records]),
+        "symbols": [strokes_of_tokens(record.ink, record.tokens) if record.ink else None for record in records],
         "latex": [" ".join(record.tokens) for record in records],
         "tokens": [record.tokens for record in records],
         "source": [record.source for record in records],
@@ -240,8 +246,10 @@ def ink_from_row(row: Mapping[str, Any]) -> Ink | None:
     decimals of the source, in whose last digit `render_ink` measures, wherever it has at most six digits; longer ones
     come back to seven or eight. Times count from the first point of the ink.
 
+    Its `symbols` are those of the column of that name, one for each token that is written, in the order of the label.
+
     Args:
-        row (`Mapping`): With the columns `ink`, `latex` and `writer`.
+        row (`Mapping`): With the columns `ink`, `latex` and `writer`, and perhaps `symbols`.
 
     Raises:
         InkError: The column holds no ink.
@@ -250,4 +258,11 @@ def ink_from_row(row: Mapping[str, Any]) -> Ink | None:
         return None
     strokes = [np.asarray(stroke, np.float32).astype("U32").astype(np.float64) for stroke in row["ink"]]
     annotations = {"writer": row["writer"]} if row.get("writer") else {}
-    return Ink(tuple(strokes), label=row.get("latex"), annotations=annotations)
+    return Ink(tuple(strokes), label=row.get("latex"), symbols=_symbols(row), annotations=annotations)
+
+
+def _symbols(row: Mapping[str, Any]) -> tuple[Symbol, ...]:
+    if row.get("symbols") is None:
+        return ()
+    tokens = row["latex"].split()
+    return tuple(Symbol(tokens[p], tuple(s)) for p, s in zip(written_places(tokens), row["symbols"], strict=True))

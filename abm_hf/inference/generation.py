@@ -157,7 +157,7 @@ def score_sequences(
     labels = labels.scatter(1, lengths, config.eos_token_id)
     positions = torch.arange(labels.shape[1], device=labels.device)
     labels = labels.masked_fill(positions > lengths, -100)
-    log_probs = model.teacher_forced(direction, encoder_outputs, labels).float().log_softmax(-1)  # (N, T + 1, K)
+    log_probs = model.teacher_forced(direction, encoder_outputs, labels)[0].float().log_softmax(-1)  # (N, T + 1, K)
     targets = model.targets(direction, labels)
     scored = log_probs.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)
     return scored.masked_fill(positions >= lengths + ended.long(), 0.0)[:, :-1]

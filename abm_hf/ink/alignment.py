@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..latex.normalization import LARGE_OPERATORS, Fraction, Group, Node, Root, Row, Scripts, parse_latex
+from ..latex.normalization import LARGE_OPERATORS, Fraction, Group, LatexError, Node, Root, Row, Scripts, parse_latex
 from ..latex.normalization import Symbol as Leaf
 from .strokes import Ink
 
@@ -120,6 +120,53 @@ def align_symbols(ink: Ink, label: str | None = None) -> Alignment | None:
         return None
     symbols = tuple(ink.symbols[index] for index in order)
     return Alignment.of(Ink(ink.strokes, " ".join(words), symbols, ink.annotations))
+
+
+def strokes_of_tokens(ink: Ink, tokens: Sequence[str]) -> list[tuple[int, ...]] | None:
+    """The strokes of every token that is written, in the order of the label; see [`written_places`].
+
+    Args:
+        ink ([`Ink`]): With symbols in the label's order, or in any that [`align_symbols`] can bring into it.
+        tokens (`Sequence[str]`): The label.
+
+    Returns:
+        Indices of strokes for each, or `None` where they are not known or the label cannot be parsed.
+    """
+    try:
+        looks = [look_of(tokens[place]) for place in written_places(tokens)]
+        if [look_of(symbol.label) for symbol in ink.symbols] != looks:
+            aligned = align_symbols(ink, " ".join(tokens)) if ink.symbols else None
+            if aligned is None:
+                return None
+            ink = aligned.ink
+    except LatexError:
+        return None
+    return [symbol.strokes for symbol in ink.symbols]
+
+
+def written_places(tokens: Sequence[str]) -> list[int]:
+    """Indices of the tokens of a label that a hand writes: not those of braces and scripts, or a root's brackets.
+
+    Raises:
+        LatexError: The label is not in the token form.
+    """
+    places: list[int] = []
+
+    def walk(node: Node, place: int) -> int:
+        if isinstance(node, Leaf):
+            places.append(place)
+            return place + 1
+        for part in node.parts():
+            if isinstance(part, Node):
+                place = walk(part, place)
+                continue
+            if part in ("\\frac", "\\sqrt"):
+                places.append(place)
+            place += 1
+        return place
+
+    walk(parse_latex(tuple(tokens)), 0)
+    return places
 
 
 class _Aligner:

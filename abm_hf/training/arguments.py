@@ -173,6 +173,18 @@ class OptimizationArguments:
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches for one optimizer step."})
     max_grad_norm: float = field(default=5.0, metadata={"help": "Gradients are clipped to this norm; 0: not."})
     ema_decay: float = field(default=0.999, metadata={"help": "Averaging of the weights that are kept; 0: none."})
+    symbol_weight: float = field(
+        default=0.0,
+        metadata={"help": "Weight of naming the symbol at each position (needs segmented ink); 0: not."},
+    )
+    count_weight: float = field(default=0.0, metadata={"help": "Weight of counting each symbol; 0: not."})
+    attention_weight: float = field(
+        default=0.0,
+        metadata={"help": "Weight of attending to the ink of each token (needs segmented ink); 0: not."},
+    )
+    attention_fading_steps: int = field(
+        default=20_000, metadata={"help": "Step by which attention_weight has faded to 0."}
+    )
     extend: bool = field(
         default=False,
         metadata={
@@ -194,7 +206,14 @@ class OptimizationArguments:
         check_minimum(self, 1, "gradient_accumulation_steps")
         check_minimum(self, 0, "max_steps", "warmup_steps", "max_grad_norm", "weight_decay")
         check_minimum(self, 0, "plateau_patience", "plateau_reductions")
+        check_minimum(self, 0, "symbol_weight", "count_weight", "attention_weight")
+        check_minimum(self, 1, "attention_fading_steps")
         self.curriculum = [":".join(str(part) for part in parse_stage(entry)) for entry in self.curriculum]
+
+    @property
+    def supervised(self) -> bool:
+        """Whether ink teaches more than the label."""
+        return bool(self.symbol_weight or self.count_weight or self.attention_weight)
 
     def stages(self) -> list[tuple[float, int, int]]:
         """The curriculum as (share of the steps, most tokens, most images); 0 means no limit."""

@@ -3,7 +3,7 @@
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -17,6 +17,7 @@ from ..ink.augmentation import AugmentConfig, augment_image, augment_ink
 from ..ink.rendering import HEIGHT, MARGIN, render_ink
 from ..ink.strokes import Ink
 from .arguments import DataArguments
+from .placement import pad_cells, token_cells
 
 
 @dataclass
@@ -33,43 +34,55 @@ class LoadedBatch:
         return self
 
 
-Variation = Callable[[Items, int, np.random.Generator, tuple[float, float]], np.ndarray]
-"""Picture of an item (uint8 (H, W)) in the size that a plan's scale gives it, varied by a generator."""
+class Drawing(NamedTuple):
+    """The image of an item, uint8 (H, W), and where its ink is on it.
+
+    Args:
+        ink: As it was drawn; `None` where only the image was at hand.
+        box: Left, top, right and bottom of the ink's points, in pixels.
+    """
+
+    image: np.ndarray
+    ink: Ink | None = None
+    box: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+
+
+Variation = Callable[[Items, int, np.random.Generator, tuple[float, float]], Drawing]
+"""Draws an item in the size that a plan's scale gives it, varied by a generator."""
 
 # The size is the plan's affair; the rest as far as ink of the same writer varies from day to day.
 _INK = AugmentConfig(scale=(1.0, 1.0), stretch=(0.88, 1.14))
 _BRUSHES, _BRUSH_SHARES = (2, 3, 4), (0.1, 0.8, 0.1)
 
 
-def scale_only(items: Items, index: int, rng: np.random.Generator, scale: tuple[float, float]) -> np.ndarray:
+def scale_only(items: Items, index: int, rng: np.random.Generator, scale: tuple[float, float]) -> Drawing:
     """The picture itself, scaled."""
-    image = items.images[index]
-    if scale == (1.0, 1.0):
-        return image
-    shrinks = scale[0] * scale[1] < 1
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    height, width = _frame(items, index, scale)
-    return cv2.resize(image, (width, height), interpolation=interpolation)
+    image, height, width = items.images[index], *_frame(items, index, scale)
+    if scale != (1.0, 1.0):
+        shrinks = scale[0] * scale[1] < 1
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    down, across = MARGIN * scale[0], MARGIN * scale[1]
+    return Drawing(image, _ink(items, index), (across, down, width - across, height - down))
 
 
-def vary_image(items: Items, index: int, rng: np.random.Generator, scale: tuple[float, float]) -> np.ndarray:
+def vary_image(items: Items, index: int, rng: np.random.Generator, scale: tuple[float, float]) -> Drawing:
     """The picture slanted, rotated, stretched, bent, with thicker or thinner strokes, see [`augment_image`]."""
-    return augment_image(items.images[index], rng, scale=scale)
+    return Drawing(augment_image(items.images[index], rng, scale=scale))
 
 
-def vary_ink(items: Items, index: int, rng: np.random.Generator, scale: tuple[float, float]) -> np.ndarray:
+def vary_ink(items: Items, index: int, rng: np.random.Generator, scale: tuple[float, float]) -> Drawing:
     """The item's ink varied stroke by stroke and drawn anew, as sharp as the field's images are at every scale.
 
     The drawing is fitted into the frame that the plan expects. Items without ink are varied as images.
     """
-    ink = items.inks[index] if items.inks is not None else None
+    ink = _ink(items, index)
     if ink is None:
         return vary_image(items, index, rng, scale)
     height, width = _frame(items, index, scale)
     return draw_into(augment_ink(ink, rng, _INK), height, width, rng)
 
 
-def draw_into(ink: Ink, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+def draw_into(ink: Ink, height: int, width: int, rng: np.random.Generator) -> Drawing:
     """Draws ink as large as the frame allows, at a random place where there is room, with a random brush."""
     rows, columns = (size - 2 * MARGIN for size in render_ink(ink).shape)  # of the ink alone, at the usual size
     margin = min(MARGIN, height // 6, width // 6)
@@ -80,7 +93,12 @@ def draw_into(ink: Ink, height: int, width: int, rng: np.random.Generator) -> np
     top = int(rng.integers(height - drawn.shape[0] + 1))
     left = int(rng.integers(width - drawn.shape[1] + 1))
     frame[top : top + drawn.shape[0], left : left + drawn.shape[1]] = drawn
-    return frame
+    box = (left + margin, top + margin, left + drawn.shape[1] - margin, top + drawn.shape[0] - margin)
+    return Drawing(frame, ink, box)
+
+
+def _ink(items: Items, index: int) -> Ink | None:
+    return items.inks[index] if items.inks is not None else None
 
 
 def _frame(items: Items, index: int, scale: tuple[float, float]) -> tuple[int, int]:
@@ -99,21 +117,28 @@ class PlannedDataset(Dataset[LoadedBatch]):
         items: Encoded items.
         collator: Makes the tensors.
         vary: Makes the picture of an item.
+        stride: Pixels for each feature position, to add the tensor `token_cells`, see [`token_cells`]; 0: without.
     """
 
-    def __init__(self, items: Items, collator: ABMCollator, vary: Variation = scale_only) -> None:
-        self.items, self.collator, self.vary = items, collator, vary
+    def __init__(self, items: Items, collator: ABMCollator, vary: Variation = scale_only, stride: int = 0) -> None:
+        self.items, self.collator, self.vary, self.stride = items, collator, vary, stride
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitems__(self, planned: PlannedBatch) -> LoadedBatch:
         rng = np.random.default_rng(planned.seed)
-        examples = []
+        examples, cells = [], []
         for index in planned.indices:
-            image = self.vary(self.items, index, rng, planned.scale)
+            image, ink, box = self.vary(self.items, index, rng, planned.scale)
             examples.append({"image": image, "labels": self.items.labels[index]})
-        return LoadedBatch(self.collator(examples), planned, [self.items.ids[i] for i in planned.indices])
+            if self.stride:
+                cells.append(token_cells(ink, box, image.shape, self.stride))
+        tensors = self.collator(examples)
+        if self.stride:
+            grid = [-(-side // self.stride) for side in tensors["pixel_values"].shape[-2:]]
+            tensors["token_cells"] = pad_cells(cells, (tensors["labels"].shape[1], *grid))
+        return LoadedBatch(tensors, planned, [self.items.ids[i] for i in planned.indices])
 
 
 def make_loader(dataset: PlannedDataset, sampler: BucketBatchSampler, arguments: DataArguments, pin: bool) -> Any:

@@ -47,10 +47,15 @@ def load_items(arguments: DataArguments, tokenizer: Any) -> tuple[Items, Items]:
     sources = [source.strip() for source in arguments.data.split(",") if source.strip()]
     if not sources:
         raise ArgumentError("data names no source: give a directory, a Hub id or synthetic")
-    synthetic = {"synthetic_items": arguments.synthetic_items, "max_label_tokens": arguments.max_label_tokens}
-    parts = [load_split(source, arguments.train_split, **synthetic) for source in sources]
+    options: dict[str, Any] = {
+        "synthetic_items": arguments.synthetic_items,
+        "max_label_tokens": arguments.max_label_tokens,
+        "redrawn": arguments.augmentation == "ink",
+    }
+    loaded = {source: load_split(source, arguments.train_split, **options) for source in dict.fromkeys(sources)}
+    parts = [loaded[source] for source in sources]
     if arguments.validation_split != "holdout":
-        validation = load_split(arguments.validation_data or sources[0], arguments.validation_split, **synthetic)
+        validation = load_split(arguments.validation_data or sources[0], arguments.validation_split, **options)
     else:
         _, held = hold_out(parts[0], arguments.validation_fraction)
         validation = parts[0].subset(held)

@@ -135,7 +135,9 @@ def _loop(run: Run, batches: Iterator[LoadedBatch], stop: StopRequest) -> dict[s
 
 def _batches(run: Run) -> Generator[LoadedBatch]:
     data = run.arguments.data
-    dataset = PlannedDataset(run.train_items, ABMCollator(run.sampler.limits.multiple), VARIATIONS[data.augmentation])
+    collator, vary = ABMCollator(run.sampler.limits.multiple), VARIATIONS[data.augmentation]
+    stride = run.bare_model.config.feature_stride if run.heads is not None else 0
+    dataset = PlannedDataset(run.train_items, collator, vary, stride)
     try:
         yield from make_loader(dataset, run.sampler, data, pin=run.accelerator.device.type == "cuda")
     except Exception as error:

@@ -26,14 +26,20 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(model: nn.Module, arguments: OptimizationArguments) -> torch.optim.Optimizer:
-    """The optimizer that the arguments name."""
+def build_optimizer(
+    model: nn.Module, arguments: OptimizationArguments, heads: nn.Module | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer that the arguments name, for a model and the heads that train it, whose groups come last."""
+    parts = [model] if heads is None else [model, heads]
     if arguments.optimizer == "adadelta":
         # As released: weight decay on everything.
         return torch.optim.Adadelta(
-            model.parameters(), lr=arguments.learning_rate, eps=1e-6, weight_decay=arguments.weight_decay
+            [parameter for part in parts for parameter in part.parameters()],
+            lr=arguments.learning_rate,
+            eps=1e-6,
+            weight_decay=arguments.weight_decay,
         )
-    groups = parameter_groups(model, arguments.weight_decay)
+    groups = [group for part in parts for group in parameter_groups(part, arguments.weight_decay)]
     return torch.optim.AdamW(groups, lr=arguments.learning_rate, betas=(0.9, arguments.adam_beta2), fused=True)
 
 

@@ -20,6 +20,7 @@ from ..data.items import Items
 from ..modeling_abm import ABMForConditionalGeneration
 from ..pretrained import checkpoint_path
 from .arguments import Arguments, ModelArguments
+from .auxiliary import SupervisedModel
 from .optimization import AveragedWeights, build_optimizer
 from .schedule import Leg, Plateau, curriculum, extended, legs_from_state, legs_to_state
 from .state import RunDirectory, RunDirectoryError
@@ -77,6 +78,7 @@ class Run:
     average: AveragedWeights
     sampler: BucketBatchSampler
     progress: Progress
+    heads: Any = None  # that ink trains, see [`SupervisedModel`]
 
 
 def make_accelerator(arguments: Arguments) -> Accelerator:
@@ -203,9 +205,16 @@ def build_run(
         enable: Any = getattr(bare, "activation_checkpointing_enable", bare.gradient_checkpointing_enable)
         enable()
     bare.to(accelerator.device)
+    trained: Any = torch.compile(bare) if options.compile else bare
+    heads = None
+    if arguments.optimization.supervised:
+        trained = SupervisedModel(trained, arguments.optimization, _unwritten(tokenizer)).to(accelerator.device)
+        heads = trained.heads
+    optimizer = build_optimizer(bare, arguments.optimization, heads)
+    model, optimizer = accelerator.prepare(trained, optimizer)
+    # After that: with several processes on CPUs, it moves the parameters to other memory, which an average made before
+    # would not follow.
     average = AveragedWeights(bare, arguments.optimization.ema_decay)
-    optimizer = build_optimizer(bare, arguments.optimization)
-    model, optimizer = accelerator.prepare(torch.compile(bare) if options.compile else bare, optimizer)
     per_step = accelerator.num_processes * arguments.optimization.gradient_accumulation_steps
     planned = _planned_steps(arguments, train_items, per_step)
     return Run(
@@ -221,7 +230,14 @@ def build_run(
         average,
         build_sampler(arguments, train_items, planned, accelerator.process_index, accelerator.num_processes),
         Progress([Leg(0, planned)], planned),
+        heads,
     )
+
+
+def _unwritten(tokenizer: Any) -> list[int]:
+    """Ids of tokens that leave no ink."""
+    tokens = [token for token in ("{", "}", "^", "_", "\\limits") if token in tokenizer.get_vocab()]
+    return [*tokenizer.convert_tokens_to_ids(tokens), *tokenizer.all_special_ids]
 
 
 def _planned_steps(arguments: Arguments, items: Items, batches_per_step: int) -> int:
@@ -292,7 +308,14 @@ def resume(run: Run) -> None:
 def _load(run: Run, state: dict[str, Any]) -> None:
     run.progress = Progress.from_state(state["progress"])
     run.bare_model.load_state_dict(state["model"])
-    run.optimizer.load_state_dict(state["optimizer"])
+    optimizer, groups = state["optimizer"], run.optimizer.state_dict()["param_groups"]
+    if run.heads is not None and state.get("heads"):
+        run.heads.load_state_dict(state["heads"])
+    # Heads that an extended run adds or leaves out: their groups are the last ones.
+    optimizer["param_groups"] = [*optimizer["param_groups"], *groups[len(optimizer["param_groups"]) :]][: len(groups)]
+    known = {number for group in optimizer["param_groups"] for number in group["params"]}
+    optimizer["state"] = {number: value for number, value in optimizer["state"].items() if number in known}
+    run.optimizer.load_state_dict(optimizer)
     run.average.load_state_dict(state["average"])
     if run.accelerator.scaler is not None and state["scaler"]:
         run.accelerator.scaler.load_state_dict(state["scaler"])
@@ -330,6 +353,7 @@ def save_checkpoint(run: Run) -> None:
             {
                 "progress": run.progress.state_dict(),
                 "model": run.bare_model.state_dict(),
+                "heads": run.heads.state_dict() if run.heads is not None else {},
                 "optimizer": run.optimizer.state_dict(),
                 "average": run.average.state_dict(),
                 "scaler": scaler.state_dict() if scaler is not None else {},

@@ -77,7 +77,7 @@ def _backward(run: Run, batches: Sequence[LoadedBatch]) -> dict[str, torch.Tenso
         share = batch.planned.weight / len(batches)
         # Processes exchange gradients once, after the last batch.
         with nullcontext() if number == len(batches) - 1 else accelerator.no_sync(run.model):
-            output = run.model(**tensors)
+            output = run.model(**tensors, **({"step": run.progress.step} if run.heads is not None else {}))
             accelerator.backward(output.loss * share)
         for name, value in {"loss": output.loss, **output.loss_components}.items():
             losses[name] = losses.get(name, 0.0) + share * value.detach().float()
@@ -86,7 +86,8 @@ def _backward(run: Run, batches: Sequence[LoadedBatch]) -> dict[str, torch.Tenso
 
 def _clip(run: Run) -> torch.Tensor:
     limit = run.arguments.optimization.max_grad_norm or math.inf
-    norm = run.accelerator.clip_grad_norm_(run.bare_model.parameters(), limit)
+    heads = run.heads.parameters() if run.heads is not None else ()
+    norm = run.accelerator.clip_grad_norm_([*run.bare_model.parameters(), *heads], limit)
     assert norm is not None
     return norm
 

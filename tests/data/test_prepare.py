@@ -42,7 +42,7 @@ from abm_hf.latex.normalization import normalize_latex
 from abm_hf.synthetic.expressions import synthetic_ink
 from abm_hf.training.arguments import DataArguments
 
-COLUMNS = ["id", "image", "ink", "latex", "tokens", "source", "writer", "width", "height"]
+COLUMNS = ["id", "image", "ink", "symbols", "latex", "tokens", "source", "writer", "width", "height"]
 
 
 @pytest.fixture(autouse=True)
@@ -164,6 +164,21 @@ def test_ink_with_decimals_and_clock_time_survives_float32() -> None:
     ink = ink_from_row(_to_table([(entry, record)]).to_pylist()[0])
     assert ink is not None
     assert ink.strokes[0].tolist() == [[11.7004, 15.49, 0.0], [12.1, 16.0, 10.0]]
+
+
+def test_the_strokes_of_each_written_token_are_kept(inks: list[Ink]) -> None:
+    image = np.zeros((3, 3), np.uint8)
+    cut = Ink(inks[0].strokes, inks[0].label)  # not segmented
+    kept = [
+        (Entry("t", str(n), ""), Record(image, ink.label.split(), "s", ink=ink)) for n, ink in enumerate([*inks, cut])
+    ]
+    rows = _to_table(kept).to_pylist()
+    for ink, row in zip(inks, rows, strict=False):
+        stored = ink_from_row(row)
+        assert stored is not None and stored.symbols == ink.symbols
+    assert rows[-1]["symbols"] is None
+    stored = ink_from_row(rows[-1])
+    assert stored is not None and stored.symbols == ()
 
 
 def test_rows_with_and_without_ink_stand_side_by_side(inks: list[Ink]) -> None:

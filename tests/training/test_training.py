@@ -418,7 +418,7 @@ def test_half_precision_needs_a_gpu(data: Path, tmp_path: Path) -> None:
 
 def test_two_processes_take_the_step_of_one(data: Path, tmp_path: Path) -> None:
     """One step of two processes equals one step of one process that accumulates two batches."""
-    once = ["--max_steps", "1", "--max_grad_norm", "0"]
+    once = ["--max_steps", "1", "--max_grad_norm", "0", "--ema_decay", "0"]
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     command = [sys.executable, *launcher, str(TRAIN), *options(data, tmp_path / "two", *once)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
@@ -427,6 +427,8 @@ def test_two_processes_take_the_step_of_one(data: Path, tmp_path: Path) -> None:
     first, second = final_state(tmp_path / "one"), final_state(tmp_path / "two")
     assert first["progress"]["images"] == second["progress"]["images"]
     assert first["progress"]["sampler"] == second["progress"]["sampler"]
+    for state in (first, second):
+        assert_same(state["average"]["state"], dict(state["model"]))  # a decay of 0 follows the model
     for number, state in first["optimizer"]["state"].items():
         # After one step AdamW's first moment is the gradient times 1 - beta1.
         gradients = state["exp_avg"] / 0.1, second["optimizer"]["state"][number]["exp_avg"] / 0.1

@@ -152,6 +152,9 @@ def test_a_prepared_data_set_is_read(tmp_path: Path, data: Path) -> None:
     assert items.inks is not None and items.inks[1] is None
     first = items.inks[0]
     assert first is not None and np.array_equal(first.strokes[0], [[0.0, 0.0], [1.5, 2.0]])
+    lazily = load_split(str(tmp_path / "prepared"), "train", redrawn=True)
+    assert isinstance(items.images, list) and not isinstance(lazily.images, list)  # drawn anew: not kept in memory
+    assert np.array_equal(lazily.images[7], items.images[7])
     with pytest.raises(ArgumentError, match="no split 'test2013'; it has train"):
         load_split(str(tmp_path / "prepared"), "test2013")
 
@@ -161,7 +164,7 @@ def test_variations_keep_the_planned_size_and_the_ink(name: str) -> None:
     items = load_split("synthetic", "train", synthetic_items=8)
     for index in range(8):
         for scale in ((1.0, 1.0), (0.7, 0.75), (1.4, 1.3)):
-            images = [VARIATIONS[name](items, index, np.random.default_rng(seed), scale) for seed in (1, 1, 2)]
+            images = [VARIATIONS[name](items, index, np.random.default_rng(seed), scale).image for seed in (1, 1, 2)]
             expected = tuple(round(size * factor) for size, factor in zip(items.sizes[index], scale, strict=True))
             assert images[0].shape == expected and images[0].dtype == np.uint8
             assert np.array_equal(images[0], images[1])
@@ -178,7 +181,7 @@ def test_items_of_several_sources_are_joined(data: Path) -> None:
         joined.images[3], offline.images[3]
     )
     assert joined.inks is not None and joined.inks[3] is None and joined.inks[41] is synthetic.inks[1]
-    drawn = VARIATIONS["ink"](joined, 3, np.random.default_rng(0), (1.0, 1.0))  # without ink: as an image
+    drawn = VARIATIONS["ink"](joined, 3, np.random.default_rng(0), (1.0, 1.0)).image  # without ink: as an image
     assert drawn.shape == offline.images[3].shape
     assert joined.inks[-2] is synthetic.inks[1]
     picked = joined.subset([41, 2])
