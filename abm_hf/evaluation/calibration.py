@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from ..arguments import ArgumentError, check_minimum
 from ..data.items import load_split
-from ..decoding_abm import DecodingOptions, decode, formula, score, search
+from ..decoding_abm import DecodingOptions, formula, score, search
 from ..files import write_json
-from ..inference.base import BaseRecognizer
+from ..inference.base import BaseRecognizer, pad_images
 from ..inference.loading import Engine
 from ..pretrained import checkpoint_path
 from .expression_rate import expression_rate
@@ -113,15 +112,15 @@ def calibrate_checkpoint(arguments: CalibrationArguments) -> dict[str, Any]:
 
 
 def _candidates(
-    recognizer: BaseRecognizer, arguments: CalibrationArguments, pixel_values: Tensor, pixel_mask: Tensor
+    recognizer: BaseRecognizer, arguments: CalibrationArguments, images: list[np.ndarray]
 ) -> list[dict[str, Any]]:
     """For each image the candidates of each branch, in its order, with its own log-probability.
 
     Those from left to right have that of the other branch, too.
     """
     engine = recognizer.engine
-    encoded = engine.encode(pixel_values.numpy(), pixel_mask.numpy())
-    kept: list[dict[str, Any]] = [{} for _ in range(len(pixel_values))]
+    encoded = engine.encode(*pad_images(images, recognizer.pad_to_multiple_of))
+    kept: list[dict[str, Any]] = [{} for _ in images]
     for direction in ("l2r", "r2l"):
         options = DecodingOptions(
             num_beams=arguments.beams, max_length=arguments.max_length, direction=direction, rescore=False
@@ -151,11 +150,7 @@ def _subfolder(folder: Path, weight: float, accelerator: Accelerator) -> Path:
 
 
 def _answers(
-    recognizer: BaseRecognizer,
-    arguments: CalibrationArguments,
-    weight: float,
-    pixel_values: Tensor,
-    pixel_mask: Tensor,
+    recognizer: BaseRecognizer, arguments: CalibrationArguments, weight: float, images: list[np.ndarray]
 ) -> list[dict[str, Any]]:
     """The rescored answer to each image and its log-probability."""
     options = DecodingOptions(
@@ -165,7 +160,7 @@ def _answers(
         rescoring_weight=weight,
         rescoring_size=arguments.rescoring_size,
     )
-    found = decode(recognizer.engine, pixel_values.numpy(), pixel_mask.numpy(), options)
+    found = recognizer.decode(images, options)
     best = [(" ".join(row[0].tokens), row[0].log_probability) if row else ("", -1e9) for row in found]
     return [{"prediction": text, "log_probability": log_probability} for text, log_probability in best]
 

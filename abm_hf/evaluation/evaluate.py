@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from ..arguments import ArgumentError, check_minimum
 from ..data.items import Items, load_split
-from ..decoding_abm import DecodingOptions, Hypothesis, decode
+from ..decoding_abm import DecodingOptions, Hypothesis
 from ..file_names import escape_name
 from ..inference.base import BaseRecognizer
 from ..inference.loading import Engine
@@ -124,11 +123,8 @@ def evaluate_checkpoint(arguments: EvaluationArguments) -> dict[str, Any]:
     return result
 
 
-def _read(
-    recognizer: BaseRecognizer, options: DecodingOptions, pixel_values: Tensor, pixel_mask: Tensor
-) -> list[dict[str, Any]]:
-    found = decode(recognizer.engine, pixel_values.numpy(), pixel_mask.numpy(), options)
-    return [_row(hypotheses) for hypotheses in found]
+def _read(recognizer: BaseRecognizer, options: DecodingOptions, images: list[np.ndarray]) -> list[dict[str, Any]]:
+    return [_row(hypotheses) for hypotheses in recognizer.decode(images, options)]
 
 
 def _row(hypotheses: list[Hypothesis]) -> dict[str, Any]:

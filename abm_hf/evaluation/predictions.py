@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..arguments import ArgumentError
-from ..data.collator import ABMCollator
 from ..data.items import Items, evaluation_batches
 from ..files import write_json
 from ..inference.base import BaseRecognizer
@@ -77,7 +76,7 @@ def claim_folder(output_dir: str, options: Mapping[str, Any], accelerator: Accel
 
 def read_items(
     items: Items,
-    read: Callable[[Tensor, Tensor], list[dict[str, Any]]],
+    read: Callable[[list[np.ndarray]], list[dict[str, Any]]],
     folder: Path,
     accelerator: Accelerator,
     max_images: int,
@@ -87,7 +86,7 @@ def read_items(
 
     Args:
         items: pictures with labels.
-        read: a batch of pixel values and masks to what is kept of each picture.
+        read: a batch of images, `uint8` (H, W) with ink bright, to what is kept of each.
         folder: whose `answers.jsonl` gets a line for each item.
         accelerator: which process this is.
         max_images, max_pixels: most pictures and padded pixels in a batch.
@@ -106,14 +105,12 @@ def read_items(
     accelerator.wait_for_everyone()  # nobody writes before all have seen the same
     missing = items.subset([index for index, name in enumerate(items.ids) if name not in rows])
     batches = list(evaluation_batches(missing, max_images, max_pixels)) if len(missing) else []
-    collator = ABMCollator((32, 64))
     for start in tqdm(
         range(0, len(batches), accelerator.num_processes), disable=not accelerator.is_local_main_process, unit="batch"
     ):
         fresh: list[dict[str, Any]] = []
         for batch in batches[start : start + accelerator.num_processes][accelerator.process_index :][:1]:
-            tensors = collator([{"image": missing.images[index], "labels": [1]} for index in batch])
-            for index, kept in zip(batch, read(tensors["pixel_values"], tensors["pixel_mask"]), strict=True):
+            for index, kept in zip(batch, read([missing.images[index] for index in batch]), strict=True):
                 fresh.append({"id": missing.ids[index], "reference": missing.latex[index], **kept})
         fresh = gather_object(fresh)
         if accelerator.is_main_process:

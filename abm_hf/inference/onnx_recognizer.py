@@ -5,6 +5,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import onnxruntime
 from tokenizers import Tokenizer
 
 from ..crohme_style_abm import to_field_form
+from ..decoding_abm import DecodingOptions, Hypothesis
 from ..detokenization_abm import join_tokens
 from ..image_loading_abm import ImageInputError, name_of, read_picture
 from ..pretrained import CheckpointError
@@ -101,20 +103,18 @@ class OnnxEngine:
     Args:
         folder: a checkpoint with a folder `onnx`.
         device: `"cpu"` (the default) or, with onnxruntime-gpu, `"cuda"` or such as `"cuda:1"`.
-        threads: for each operation; as many as there are cores by default.
     """
 
-    def __init__(self, folder: Path, device: str | None = None, threads: int | None = None):
+    def __init__(self, folder: Path, device: str | None = None):
         config = _read_json(folder / "config.json")
         self.tokenizer = LatexVocabulary(folder)
         self.settings: Mapping[str, Any] = _read_json(folder / "generation_config.json")
         self.directions: Sequence[str] = config["directions"]
         self.feature_stride = 2 ** (1 + len(config["block_layers"]))
-        self._encoder = _session(folder / ONNX_FOLDER / ENCODER_FILE, device, threads)
+        self._encoder = _session(folder / ONNX_FOLDER / ENCODER_FILE, device)
         self._outputs = [output.name for output in self._encoder.get_outputs()]
         self._steps = {
-            direction: _session(folder / ONNX_FOLDER / step_file(direction), device, threads)
-            for direction in self.directions
+            direction: _session(folder / ONNX_FOLDER / step_file(direction), device) for direction in self.directions
         }
 
     def encode(self, pixel_values: np.ndarray, pixel_mask: np.ndarray) -> dict[str, np.ndarray]:
@@ -134,7 +134,7 @@ class ABMOnnxModel(BaseRecognizer):
         model: a checkpoint with a folder `onnx` (`abm-hf export onnx` writes it): a directory, a Hub id, or the name
             of a packaged one; the packaged default if `None`.
         device: `"cpu"` (the default) or, with onnxruntime-gpu, `"cuda"` or such as `"cuda:1"`.
-        threads: for each operation; as many as there are cores by default.
+        threads: images recognized at a time on a CPU; by default `OMP_NUM_THREADS`, or as many as there are cores.
 
     Raises:
         CheckpointError: if there is no such checkpoint, or something in its ONNX files is missing, damaged or older
@@ -155,13 +155,23 @@ class ABMOnnxModel(BaseRecognizer):
     def __init__(self, model: str | Path | None = None, device: str | None = None, threads: int | None = None):
         folder = checkpoint_with_onnx(model)
         self.path = str(folder)
-        self.engine = OnnxEngine(folder, device, threads)
+        self.engine = OnnxEngine(folder, device)
+        # On a CPU each image is recognized by itself, in a thread of its own: in a batch, padding, and intermediates
+        # that no cache holds, take more time than larger products save.
+        cores = threads or int(os.environ.get("OMP_NUM_THREADS", "0") or 0) or os.cpu_count()
+        self._pool = ThreadPoolExecutor(cores) if (device or "cpu") == "cpu" else None
         self._image_options = _read_json(folder / "processor_config.json")["image_processor"]
         self.feature_stride = self.engine.feature_stride
         rows, columns = (
             math.lcm(multiple, self.feature_stride) for multiple in self._image_options["pad_to_multiple_of"]
         )
         self.pad_to_multiple_of = rows, columns
+
+    def decode(self, images: Sequence[np.ndarray], options: DecodingOptions | None = None) -> list[list[Hypothesis]]:
+        if self._pool is None or len(images) == 1:
+            return super().decode(images, options)
+        one = super().decode
+        return [found for (found,) in self._pool.map(lambda image: one([image], options), images)]
 
     def recognize(self, images: Any, **options: Any) -> Recognition | list[Recognition]:
         """One [`Recognition`] for an image, a list for a list; options as for `Recognizer.__call__`."""
@@ -187,7 +197,7 @@ class ABMOnnxModel(BaseRecognizer):
         self._image_options["max_megapixels"] = limit
 
 
-def _session(path: Path, device: str | None, threads: int | None) -> Any:
+def _session(path: Path, device: str | None) -> Any:
     """One file, loaded."""
     again = f"write it with: abm-hf export onnx --model {path.parents[1]}"
     if not path.is_file():
@@ -198,8 +208,7 @@ def _session(path: Path, device: str | None, threads: int | None) -> Any:
         raise ValueError(f"this onnxruntime cannot run on {device}: use cpu, or install onnxruntime-gpu for cuda")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors reach the caller as exceptions
-    # Like torch, which programs that start several processes tell so how many threads each may have.
-    options.intra_op_num_threads = threads or int(os.environ.get("OMP_NUM_THREADS", "0") or 0)
+    options.intra_op_num_threads = 1
     try:
         chosen = {"device_id": number} if number else {}
         return onnxruntime.InferenceSession(path, options, providers=[(provider, chosen)])

@@ -106,13 +106,12 @@ def test_an_evaluation_goes_on_where_it_was_stopped(
     answers.write_text("".join(answers.read_text().splitlines(keepends=True)[:3]) + '{"id": "cut sh')
     read: list[int] = []
 
-    def watched(engine: Any, encoded: Any, options: Any) -> Any:
-        found = honest(engine, encoded, options)
-        read.append(len(found))
-        return found
+    def watched(recognizer: Any, options: Any, images: Any) -> Any:
+        read.append(len(images))
+        return honest(recognizer, options, images)
 
-    honest = evaluation.decode
-    monkeypatch.setattr(evaluation, "decode", watched)
+    honest = evaluation._read
+    monkeypatch.setattr(evaluation, "_read", watched)
     evaluate_checkpoint(replace(arguments, gallery=0))
     assert sum(read) == 2
     assert predictions(folder) == whole
@@ -144,7 +143,7 @@ def test_items_of_one_id_are_refused(tmp_path: Path) -> None:
     items = load_split("synthetic", "train", synthetic_items=3)
     items.ids[2] = items.ids[0]
     with pytest.raises(ArgumentError, match="several items have the id 'train-0'"):
-        read_items(items, lambda values, mask: [], tmp_path, Accelerator(cpu=True), 4, 10_000)
+        read_items(items, lambda images: [], tmp_path, Accelerator(cpu=True), 4, 10_000)
 
 
 def a_result(**more: Any) -> dict[str, Any]:
