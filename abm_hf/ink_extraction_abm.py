@@ -9,6 +9,7 @@ from .image_loading_abm import ImageInputError
 from .marks_abm import foreign_marks, frame, red_marks
 from .paper_abm import flat_sheet, ruled_lines
 
+_NO_INK = "no ink found: the picture is blank, or the writing too faint"
 # Pictures are analysed at most this large (px): a pen's line is still several pixels wide in a photograph of a page,
 # and the strokes need about 30 px in height only.
 _MOST_PIXELS = 2_200_000
@@ -74,7 +75,7 @@ def find_ink(picture: np.ndarray) -> InkMap:
         found = _find_in_plane(plane, redness)
         if found is not None:
             return found
-    raise ImageInputError("no ink found: the picture is blank, or the writing too faint")
+    raise ImageInputError(_NO_INK)
 
 
 def to_grey(picture: np.ndarray) -> np.ndarray:
@@ -92,53 +93,63 @@ def shrunk(picture: np.ndarray, most_pixels: int) -> np.ndarray:
 
 
 def _find_in_plane(grey: np.ndarray, redness: np.ndarray | None) -> InkMap | None:
+    """The ink of one colour plane; None if nothing stands out from the paper there."""
     grey = _without_impulses(grey)
     light = _ink_is_light(grey)
     # Chalk and light pens are for dark ground: what is a little lighter than bright paper is the light's own doing.
     chalk_on_paper = light and float(np.median(grey)) > _DARKEST_PAPER
-    if light:
-        grey = 255 - grey
-    contrast = _contrast(grey, paper_window=min(grey.shape) / 5)
-    noise = _paper_and_noise(contrast)[1]
-    if noise > _GRAIN and min(grey.shape) > _SMALL:
-        contrast = cv2.GaussianBlur(contrast, (0, 0), 1)
+    contrast, noise = _contrast(255 - grey if light else grey)
     levels = _levels(contrast)
     if levels is None:
         return None
+    contrast, printed, levels = _without_print(contrast, *levels)
+    if levels is None:
+        return None
     floor, pen = levels
-    framed = frame((contrast > max(pen / 4, floor)).astype(np.uint8))
-    contrast[cv2.dilate(framed, np.ones((3, 3), np.uint8)) > 0] = 0
-    printed = ruled_lines(contrast, max(pen / 4, floor), pen)
-    if printed.any():  # they had their part in the pen's level
-        rule = float(np.median(contrast[printed > 0]))
-        contrast[printed > 0] = np.median(contrast)
-        levels = _levels(contrast)
-        if levels is None:
-            return None
-        floor, pen = levels
-        # Around them blur has spread them, and what is as pale as they are may be more of them.
-        contrast[(cv2.dilate(printed, np.ones((3, 3), np.uint8)) > 0) & (contrast < pen / 2)] = 0
-        floor = max(floor, min(1.3 * rule, pen / 2))
     evened = _evened(contrast, floor, pen)
     mask = (evened > _THRESHOLD).astype(np.uint8)
-    width = stroke_width(mask)
     if redness is not None and not light:
         evened[red_marks(mask, redness, contrast) > 0] = 0
         mask = (evened > _THRESHOLD).astype(np.uint8)
+    width = stroke_width(mask)
     mask &= 1 - _faint_specks(mask, contrast > pen / 2, width)
     writing = mask & (1 - foreign_marks(mask, width, noise > _CLEAN))
-    if not writing.any() or (pen < _FAINT_INK and (chalk_on_paper or not _has_strokes(writing))):
+    if pen < _FAINT_INK and (chalk_on_paper or not _has_strokes(writing)):
         return None
+    if not writing.any():
+        raise ImageInputError(_NO_INK)
     # Also around what is foreign, where blur has spread it, but not where that is ink.
     evened[cv2.dilate(printed | (mask - writing), np.ones((3, 3), np.uint8)) > writing] = 0
     return InkMap(evened, _THRESHOLD, writing, stroke_width(writing))
+
+
+def _without_print(
+    contrast: np.ndarray, floor: float, pen: float
+) -> tuple[np.ndarray, np.ndarray, tuple[float, float] | None]:
+    """The contrast without a frame and printed lines, a mask of those lines, and the levels that are left."""
+    contrast = contrast.copy()
+    square = np.ones((3, 3), np.uint8)
+    contrast[cv2.dilate(frame((contrast > max(pen / 4, floor)).astype(np.uint8)), square) > 0] = 0
+    printed = ruled_lines(contrast, max(pen / 4, floor), pen)
+    if not printed.any():
+        return contrast, printed, (floor, pen)
+    # The lines had their part in the pen's level.
+    line = float(np.median(contrast[printed > 0]))
+    contrast[printed > 0] = np.median(contrast)
+    levels = _levels(contrast)
+    if levels is not None:
+        floor, pen = levels
+        # Around the lines blur has spread them, and what is as pale as they are may be more of them.
+        contrast[(cv2.dilate(printed, square) > 0) & (contrast < pen / 2)] = 0
+        levels = max(floor, min(1.3 * line, pen / 2)), pen
+    return contrast, printed, levels
 
 
 def _redness(picture: np.ndarray) -> np.ndarray:
     """How much redder (of 255) than its paper each pixel is; `uint8` (H, W)."""
     red, green, blue = cv2.split(picture)
     redness = cv2.subtract(red, cv2.max(green, blue))
-    return cv2.subtract(redness, float(np.median(redness[::4, ::4])))
+    return cv2.subtract(redness, np.full_like(redness, np.median(redness[::4, ::4])))
 
 
 def _without_impulses(grey: np.ndarray) -> np.ndarray:
@@ -162,8 +173,9 @@ def _ink_is_light(grey: np.ndarray) -> bool:
     """
     small = shrunk(grey, 100_000)
     window = min(max(min(small.shape) // 2, 3), 255) | 1
-    padded = cv2.copyMakeBorder(small, *[window // 2] * 4, cv2.BORDER_REFLECT)
-    around = cv2.medianBlur(padded, window)[window // 2 :, window // 2 :][: small.shape[0], : small.shape[1]]
+    half = window // 2
+    padded = cv2.copyMakeBorder(small, half, half, half, half, cv2.BORDER_REFLECT)
+    around = cv2.medianBlur(padded, window)[half:-half, half:-half]
     difference = np.log((small + np.float32(16)) / (around + np.float32(16)))
     square = np.ones((max(window // 4, 1),) * 2, np.uint8)
     broad = cv2.dilate(cv2.morphologyEx(np.abs(difference), cv2.MORPH_OPEN, square), square)
@@ -171,9 +183,9 @@ def _ink_is_light(grey: np.ndarray) -> bool:
     return float(np.sum((thin if np.abs(thin).max(initial=0) > 0.2 else difference) ** 3)) > 0
 
 
-def _contrast(grey: np.ndarray, paper_window: float) -> np.ndarray:
+def _contrast(grey: np.ndarray) -> tuple[np.ndarray, float]:
     """
-    How much darker than the paper around it each pixel is, 0..1.
+    How much darker than the paper around it each pixel is, 0..1, and the standard deviation of the noise.
 
     The paper's brightness is the grey-scale closing of the picture: its brightest pixels within a window that is wider
     than a stroke. Unlike a local mean it ignores the ink altogether, and keeps the edge of a shadow sharp.
@@ -182,13 +194,17 @@ def _contrast(grey: np.ndarray, paper_window: float) -> np.ndarray:
     small = shrunk(grey, _PAPER_PIXELS)
     if min(small.shape) >= 200:
         small = cv2.medianBlur(small, 3)  # else the brightest pixel in the window would be noise
-    window = max(int(paper_window * (small.size / grey.size) ** 0.5), 9) | 1
+    window = max(int(min(grey.shape) / 5 * (small.size / grey.size) ** 0.5), 9) | 1
     square = np.ones((window, window), np.uint8)  # and not a disc: OpenCV does squares row by row, however large
     padded = cv2.copyMakeBorder(small, window, window, window, window, cv2.BORDER_REPLICATE)
     paper = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, square)
     paper = cv2.GaussianBlur(paper[window:-window, window:-window], (0, 0), 1)
     paper = cv2.resize(paper, grey.shape[::-1], interpolation=cv2.INTER_LINEAR).astype(np.float32)
-    return np.clip((paper - grey) / np.maximum(paper, _DARKEST_PAPER), 0, 1).astype(np.float32)
+    contrast = np.clip((paper - grey) / np.maximum(paper, _DARKEST_PAPER), 0, 1).astype(np.float32)
+    noise = _paper_and_noise(contrast)[1]
+    if noise > _GRAIN and min(grey.shape) > _SMALL:
+        contrast = cv2.GaussianBlur(contrast, (0, 0), 1)
+    return contrast, noise
 
 
 def _evened(contrast: np.ndarray, floor: float, pen: float) -> np.ndarray:

@@ -93,8 +93,8 @@ def red_marks(mask: np.ndarray, redness: np.ndarray, contrast: np.ndarray) -> np
     most = np.count_nonzero(red) > _MOST_RED * np.count_nonzero(mask)
     if most or not other.any() or np.median(redness[other > 0]) > _RED / 3:
         return np.zeros_like(mask)
-    red = cv2.morphologyEx(red, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
-    near = cv2.dilate(red, np.ones((7, 7), np.uint8))
+    whole = cv2.morphologyEx(red, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
+    near = cv2.dilate(whole, np.ones((7, 7), np.uint8))
     labels = cv2.connectedComponents(near, connectivity=8)[1]
     across = np.zeros(labels.max() + 1, bool)
     across[labels[other > 0]] = True
@@ -115,11 +115,15 @@ def _patches(mask: np.ndarray, stroke: float) -> np.ndarray:
     size = 2 * round(radius + stroke / 2) + 1
     patch = cv2.dilate(core, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)))[1:-1, 1:-1] & mask
     patch = _reaching_in(patch, 1)
-    # Most of a mark a patch: all of it is.
+    foreign = patch | reaching
+    # Most of a mark a patch: all of it is. So are small marks beside it: the edge of its shadow.
     labels, boxes = cv2.connectedComponentsWithStats(mask, connectivity=8)[1:3]
-    shares = np.bincount(labels[patch > 0], minlength=len(boxes)) / boxes[:, cv2.CC_STAT_AREA]
-    shares[0] = 0
-    return reaching | patch | (shares > 0.3)[labels].astype(np.uint8)
+    area, most = boxes[:, cv2.CC_STAT_AREA], np.count_nonzero(foreign)
+    beside = cv2.dilate(foreign, np.ones((size, size), np.uint8))
+    drop = np.bincount(labels[foreign > 0], minlength=len(boxes)) > 0.3 * area
+    drop |= (np.bincount(labels[beside > 0], minlength=len(boxes)) > 0) & (area < 0.2 * most)
+    drop[0] = False
+    return foreign | drop[labels].astype(np.uint8)
 
 
 def _reaching_in(mask: np.ndarray, width: float) -> np.ndarray:

@@ -46,9 +46,9 @@ def flat_sheet(picture: np.ndarray) -> np.ndarray:
     """
     grey = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
     factor = min(1.0, 400 / max(grey.shape))
-    small = cv2.resize(grey, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-    if min(small.shape) < 50:
+    if min(grey.shape) * factor < 50:
         return picture
+    small = cv2.resize(grey, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
     bright = cv2.threshold(cv2.medianBlur(small, 5), 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[1]
     contours = cv2.findContours(bright, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
     outline = max(contours, key=cv2.contourArea, default=np.zeros((1, 1, 2), np.int32))
@@ -57,7 +57,10 @@ def flat_sheet(picture: np.ndarray) -> np.ndarray:
     if area < _SHEET_SHARE * small.size or cv2.contourArea(outline) < _SHEET_SOLID * area:
         return picture
     inside = cv2.fillConvexPoly(np.zeros_like(small), hull, 1)
-    if np.median(small[inside > 0]) < _SHEET_BRIGHTER * np.median(small[inside == 0]) if (inside == 0).any() else True:
+    sheet, table = small[cv2.erode(inside, np.ones((7, 7), np.uint8)) > 0], small[inside == 0]
+    if not sheet.size or np.ptp(sheet) == 0:  # a stroke on a screen: paper is never that even, nor empty
+        return picture
+    if not table.size or np.median(sheet) < _SHEET_BRIGHTER * np.median(table):
         return picture
     at_edge = ((outline < 2) | (outline > np.array(small.shape[::-1]) - 3)).any(axis=2)
     if at_edge.mean() > _SHEET_CUT_OFF:
@@ -128,7 +131,7 @@ def ruled_lines(contrast: np.ndarray, threshold: float, pen: float) -> np.ndarra
 def _find_lines(mask: np.ndarray) -> list[_Line]:
     """All long, thin, nearly horizontal lines."""
     height, width = mask.shape
-    thickness = max(8, round(max(height, width) / 100))
+    thickness = max(4, round(max(height, width) / 100))
     thin = _no_higher_than(mask, thickness)
     left = cv2.morphologyEx(thin, cv2.MORPH_OPEN, np.ones((1, max(5, width // 100)), np.uint8))
     tilt = np.deg2rad(_TILT)

@@ -129,13 +129,12 @@ def _strokes(shape: tuple[int, ...], lines: list[np.ndarray], pen: float, rng: n
 
 
 def _plain(ink: Ink, rng: np.random.Generator) -> np.ndarray:
-    return np.rint(_laid(_paper((cover := _written(ink, 60, 5)).shape, (255, 255, 255)), cover, (0, 0, 0))).astype(
-        np.uint8
-    )
+    cover = _written(ink, 60, 5)
+    return np.rint(_laid(_paper(cover.shape, (255, 255, 255)), cover, (0, 0, 0))).astype(np.uint8)
 
 
 def _ballpoint(ink: Ink, rng: np.random.Generator) -> np.ndarray:
-    cover = _written(ink, rng.integers(45, 80), 4)
+    cover = _written(ink, int(rng.integers(45, 80)), 4)
     return _taken(_lit(_laid(_paper(cover.shape), 0.9 * cover, _BLUE), rng), rng)
 
 
@@ -161,9 +160,8 @@ def _dark_mode(ink: Ink, rng: np.random.Generator) -> np.ndarray:
 def _chalk(ink: Ink, rng: np.random.Generator) -> np.ndarray:
     cover = _written(ink, 70, 7)
     board = _paper(cover.shape, (45, 70, 58)) + 6 * _noise(cover.shape, rng, 60)[..., None]
-    return _taken(
-        _lit(_laid(board, cover * np.clip(0.7 + 0.2 * _noise(cover.shape, rng), 0, 1), (235, 235, 225)), rng), rng
-    )
+    cover = cover * np.clip(0.7 + 0.2 * _noise(cover.shape, rng), 0, 1)
+    return _taken(_lit(_laid(board, cover, (235, 235, 225)), rng), rng)
 
 
 def _whiteboard_glare(ink: Ink, rng: np.random.Generator) -> np.ndarray:
@@ -177,18 +175,19 @@ def _whiteboard_glare(ink: Ink, rng: np.random.Generator) -> np.ndarray:
 
 def _transparent(ink: Ink, rng: np.random.Generator) -> np.ndarray:
     cover = _written(ink, 50, 4, 0.3)
-    return np.dstack(
-        [np.full((*cover.shape, 3), rng.choice((0, 255)), np.uint8), np.rint(255 * cover).astype(np.uint8)]
-    )
+    colour = np.full((*cover.shape, 3), rng.choice((0, 255)), np.uint8)
+    return np.dstack([colour, np.rint(255 * cover).astype(np.uint8)])
 
 
 def _thumbnail(ink: Ink, rng: np.random.Generator) -> np.ndarray:
-    picture = _taken(_laid(_paper((cover := _written(ink, 60, 6, 0.3)).shape), cover, _BLACK), rng)
+    cover = _written(ink, 60, 6, 0.3)
+    picture = _taken(_laid(_paper(cover.shape), cover, _BLACK), rng)
     return cv2.resize(picture, (round(40 * picture.shape[1] / picture.shape[0]), 40), interpolation=cv2.INTER_AREA)
 
 
 def _jpeg_15(ink: Ink, rng: np.random.Generator) -> np.ndarray:
-    return _taken(_laid(_paper((cover := _written(ink, 40, 3)).shape), cover, _BLACK), rng, 0.5, 1, 15)
+    cover = _written(ink, 40, 3)
+    return _taken(_laid(_paper(cover.shape), cover, _BLACK), rng, 0.5, 1, 15)
 
 
 def _large_page(ink: Ink, rng: np.random.Generator) -> np.ndarray:
@@ -200,12 +199,13 @@ def _large_page(ink: Ink, rng: np.random.Generator) -> np.ndarray:
 
 
 def _fine_pen(ink: Ink, rng: np.random.Generator) -> np.ndarray:
-    cover = _written(ink, rng.integers(30, 60), 1)
+    cover = _written(ink, int(rng.integers(30, 60)), 1)
     return np.rint(_laid(_paper(cover.shape, (255, 255, 255)), np.minimum(1.6 * cover, 1), (0, 0, 0))).astype(np.uint8)
 
 
 def _marker(ink: Ink, rng: np.random.Generator) -> np.ndarray:
-    return _taken(_laid(_paper((cover := _written(ink, 90, 15)).shape), cover, _BLACK), rng)
+    cover = _written(ink, 90, 15)
+    return _taken(_laid(_paper(cover.shape), cover, _BLACK), rng)
 
 
 def _phone(ink: Ink, rng: np.random.Generator) -> np.ndarray:
@@ -232,16 +232,10 @@ def _framed(ink: Ink, rng: np.random.Generator) -> np.ndarray:
 
 def _underlined(ink: Ink, rng: np.random.Generator) -> np.ndarray:
     cover = _written(ink, 60, 4, 1.2)
-    start, low = rng.uniform(0, 0.4), 1 - 45 / cover.shape[0]
-    lines = [
-        np.array(
-            [
-                (max(start, 50 / cover.shape[1]), low + k * 12 / cover.shape[0]),
-                (1 - 50 / cover.shape[1], low + k * 12 / cover.shape[0]),
-            ]
-        )
-        for k in range(rng.integers(1, 3))
-    ]
+    height, width = cover.shape
+    start = max(rng.uniform(0, 0.4), 50 / width)
+    levels = [1 - 45 / height, 1 - 33 / height][: rng.integers(1, 3)]
+    lines = [np.array([(start, level), (1 - 50 / width, level)]) for level in levels]
     cover = np.maximum(cover, _strokes(cover.shape, lines, 4, rng))
     return _taken(_lit(_laid(_paper(cover.shape), 0.9 * cover, _BLUE), rng), rng)
 
@@ -265,10 +259,10 @@ def _finger(ink: Ink, rng: np.random.Generator) -> np.ndarray:
 
 def _with_finger(page: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Reaching in at the lower edge, with its shadow; no higher than 70 px."""
-    tip = np.zeros(page.shape[:2], np.uint8)
+    drawn = np.zeros(page.shape[:2], np.uint8)
     place = int(rng.uniform(0.1, 0.9) * page.shape[1]), page.shape[0] + 20
-    cv2.ellipse(tip, place, (45, 90), rng.uniform(-20, 20), 0, 360, 255, -1)
-    tip = cv2.GaussianBlur(tip.astype(np.float32) / 255, (0, 0), 2)
+    cv2.ellipse(drawn, place, (45, 90), rng.uniform(-20, 20), 0, 360, 255, -1)
+    tip = cv2.GaussianBlur(drawn.astype(np.float32) / 255, (0, 0), 2)
     page = page * (1 - 0.4 * cv2.GaussianBlur(np.roll(tip, 15, 1), (0, 0), 12))[..., None]
     return _laid(page, tip, (190, 130, 105))
 
@@ -291,12 +285,10 @@ def _lit_wedge(ink: Ink, rng: np.random.Generator) -> np.ndarray:
 
 def _neighbours(ink: Ink, rng: np.random.Generator) -> np.ndarray:
     cover = _written(ink, 60, 4, 0.6)
-    above, below = cover[-50:, ::-1], cover[:50]
-    sides = [(part > 0.5).any(axis=1).argmax() if part is below else 0 for part in (above, below)]
-    gap = np.zeros((24, cover.shape[1]), np.float32)
-    rows = (cover > 0.3).any(axis=1).nonzero()[0]
+    rows = np.flatnonzero((cover > 0.3).any(axis=1))
     body = cover[rows[0] : rows[-1] + 1]
-    cover = np.concatenate([body[-16:, ::-1], gap, body, gap, body[: 14 + sides[0]]])
+    gap = np.zeros((24, cover.shape[1]), np.float32)
+    cover = np.concatenate([body[-16:, ::-1], gap, body, gap, body[:14]])
     return _taken(_lit(_laid(_paper(cover.shape), 0.9 * cover, _BLUE), rng), rng)
 
 
