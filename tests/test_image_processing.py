@@ -20,6 +20,8 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 from abm_hf.image_loading_abm import ImageInputWarning
 from abm_hf.image_processing_abm import ABMImageProcessor, ImageInputError
+from abm_hf.ink.strokes import Ink
+from abm_hf.synthetic.picture_kinds import BLANKS, KINDS, draw_blank, draw_kind
 
 PROCESSOR = ABMImageProcessor()
 RNG = np.random.default_rng(0)
@@ -233,6 +235,57 @@ def test_fraction_bars_and_equals_signs_are_no_ruled_paper() -> None:
     equals = np.full((60, 120), 255, np.uint8)
     equals[15:22] = equals[40:47] = 0
     assert cv2.connectedComponents(processed(equals))[0] == 3
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"phone", "finger"}))
+def test_kinds_of_pictures(kind: str, seed: int) -> None:
+    """What else is in the picture goes, what is faint stays, and every letter keeps its place."""
+    picture = draw_kind(kind, Ink(STROKES), np.random.default_rng(seed))
+    image = processed(Image.fromarray(picture))
+    if kind in ("desk", "ruled with margin"):  # some of the perspective and of the tilt remains
+        assert cv2.connectedComponents(image)[0] == cv2.connectedComponents(FIELD)[0]
+        assert agreement(image) > 0.7
+    else:
+        assert_field_like(image, 0.85 if kind == "thumbnail" else 0.9)
+
+
+# The others show something: blocks, a bright patch, a finger.
+@pytest.mark.parametrize("kind", sorted(BLANKS.keys() - {"jpeg 10", "glare", "board", "finger"}))
+def test_paper_without_a_formula_is_refused(kind: str) -> None:
+    with pytest.raises(ImageInputError, match="no ink"):
+        PROCESSOR(draw_blank(kind, np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize("margin", [3, 12])
+def test_small_grey_crops_are_read(margin: int) -> None:
+    """As people cut them from photographs: 100 px wide, a third of it ink, less than half as dark as black."""
+    ink = drawn(0.6, 2.5, margin)
+    picture = 140 - 0.25 * ink + np.random.default_rng(0).normal(0, 3, ink.shape)
+    jpeg = cv2.imencode(".jpg", picture.astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 60])[1]
+    assert_field_like(processed(jpeg.tobytes()), 0.85)
+
+
+def test_a_strip_is_searched_in_full() -> None:
+    strip = np.full((60, 28_800), 255, np.uint8)
+    ink = drawn(0.6, 2, margin=2)
+    strip[2 : 2 + ink.shape[0], 9_000 : 9_000 + ink.shape[1]] -= ink[:58]
+    assert_field_like(processed(strip), 0.85)
+
+
+@pytest.mark.parametrize("noise", [0.0, 4.0])
+def test_one_ruled_line_under_the_writing_goes(noise: float) -> None:
+    ink = drawn(2, 6, margin=30)
+    ink[-16:-13] = 200
+    picture = np.clip(235 - 0.8 * ink + np.random.default_rng(0).normal(0, noise, ink.shape), 0, 255)
+    assert_field_like(processed(picture.astype(np.uint8)))
+
+
+def test_a_solid_bar_is_no_sheet_of_paper() -> None:
+    picture = np.zeros((90, 200), np.uint8)
+    picture[30:60, 20:180] = 255
+    assert processed(picture).any()
 
 
 # --- what Pillow can open ---

@@ -1,9 +1,10 @@
-"""The printed lines of ruled and squared paper, told from handwriting by what only they do: run from edge to edge."""
+"""The paper: the sheet on its table, and the printed lines, which alone run from edge to edge."""
 
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.polynomial import Polynomial
 
 # Lines are looked for within this angle (degrees) of the horizontal and the vertical.
 _TILT = 5.0
@@ -12,6 +13,16 @@ _COVER = 0.6
 # Lines from edge to edge may end this far from it, as a share of the picture's width.
 _EDGE = 0.03
 _MOST_LINES = 100
+# As many lines may be all that is written: an equals sign, an equivalence.
+_FEW_LINES = 3
+# Not so if they are fainter than this: folds.
+_FAINT_LINE = 0.25
+# A sheet covers at least this share of the picture, and of its own convex hull; it is this much brighter than the
+# table; and no more of its outline than this is the picture's own edge: a patch of light reaches the edges.
+_SHEET_SHARE = 0.12
+_SHEET_SOLID = 0.93
+_SHEET_BRIGHTER = 1.6
+_SHEET_CUT_OFF = 0.4
 
 
 @dataclass(frozen=True)
@@ -24,6 +35,55 @@ class _Line:
     start: int
     end: int
     edge_to_edge: bool
+
+
+def flat_sheet(picture: np.ndarray) -> np.ndarray:
+    """
+    The sheet of paper that lies on something darker, seen from above and without its edge; else the picture itself.
+
+    Args:
+        picture (`np.ndarray` of `uint8`, shape (H, W) or (H, W, 3)): grey or RGB.
+    """
+    grey = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    factor = min(1.0, 400 / max(grey.shape))
+    if min(grey.shape) * factor < 50:
+        return picture
+    small = cv2.resize(grey, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    bright = cv2.threshold(cv2.medianBlur(small, 5), 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[1]
+    contours = cv2.findContours(bright, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
+    outline = max(contours, key=cv2.contourArea, default=np.zeros((1, 1, 2), np.int32))
+    hull = cv2.convexHull(outline)
+    area = cv2.contourArea(hull)
+    if area < _SHEET_SHARE * small.size or cv2.contourArea(outline) < _SHEET_SOLID * area:
+        return picture
+    inside = cv2.fillConvexPoly(np.zeros_like(small), hull, 1)
+    sheet, table = small[cv2.erode(inside, np.ones((7, 7), np.uint8)) > 0], small[inside == 0]
+    if not sheet.size or np.ptp(sheet) == 0:  # a stroke on a screen: paper is never that even, nor empty
+        return picture
+    if not table.size or np.median(sheet) < _SHEET_BRIGHTER * np.median(table):
+        return picture
+    at_edge = ((outline < 2) | (outline > np.array(small.shape[::-1]) - 3)).any(axis=2)
+    if at_edge.mean() > _SHEET_CUT_OFF:
+        return picture
+    # Of four corners, where the outline has them; a crumpled or cut sheet is only turned upright.
+    corners = cv2.approxPolyDP(hull, 0.04 * cv2.arcLength(hull, True), True)[:, 0]
+    if len(corners) != 4:
+        corners = cv2.boxPoints(cv2.minAreaRect(hull))
+    return _seen_from_above(picture, corners.astype(np.float32) / factor)
+
+
+def _seen_from_above(picture: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """What lies within four corners (4, 2), as a rectangle; a fiftieth of it, its edge, is left out all around."""
+    order = np.roll(corners, -int(corners.sum(axis=1).argmin()), axis=0)  # from the upper left corner
+    along, down = order[1] - order[0], order[3] - order[0]
+    if along[0] * down[1] < along[1] * down[0]:  # anticlockwise
+        order = order[[0, 3, 2, 1]]
+    sides = np.linalg.norm(order - np.roll(order, -1, axis=0), axis=1)
+    width, height = max(sides[0], sides[2]), max(sides[1], sides[3])
+    edge = 0.02 * min(width, height)
+    target = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float32) - np.float32(edge)
+    size = max(1, round(width - 2 * edge)), max(1, round(height - 2 * edge))
+    return cv2.warpPerspective(picture, cv2.getPerspectiveTransform(order, target), size, flags=cv2.INTER_LINEAR)
 
 
 def ruled_lines(contrast: np.ndarray, threshold: float, pen: float) -> np.ndarray:
@@ -44,6 +104,7 @@ def ruled_lines(contrast: np.ndarray, threshold: float, pen: float) -> np.ndarra
     Returns:
         `np.ndarray` of `uint8`, shape (H, W): 1 for printed lines; all zero if the paper is plain.
     """
+    strong = max(pen / 2, threshold)
     mask = (contrast > threshold).astype(np.uint8)
     turned = np.ascontiguousarray(mask.T)
     lines, columns = _find_lines(mask), _find_lines(turned)
@@ -53,22 +114,24 @@ def ruled_lines(contrast: np.ndarray, threshold: float, pen: float) -> np.ndarra
         margins = [line for line in columns if line.edge_to_edge]
     elif margins and not rules:
         rules = [line for line in lines if line.edge_to_edge]
+    elif not rules:
+        rules = _lone_rule(lines, contrast > strong, contrast, pen)
     ink, band = _paint(rules, contrast, pen)
     ink_across, band_across = _paint(margins, contrast.T, pen)
     ink, band = ink | ink_across.T, band | band_across.T
     if not ink.any():
         return ink
-    left = ((contrast > pen / 2) & (ink == 0)).astype(np.uint8)
+    left = ((contrast > strong) & (ink == 0)).astype(np.uint8)
     ink |= _within(left, band)
-    if not (left & (1 - ink)).any():
-        return np.zeros_like(mask)  # nothing but lines: they are the writing (an equals sign)
+    if len(rules) + len(margins) <= _FEW_LINES and pen > _FAINT_LINE and not (left & (1 - ink)).any():
+        return np.zeros_like(mask)  # nothing but a few lines: they are the writing (an equals sign)
     return ink
 
 
 def _find_lines(mask: np.ndarray) -> list[_Line]:
     """All long, thin, nearly horizontal lines."""
     height, width = mask.shape
-    thickness = max(8, round(max(height, width) / 100))
+    thickness = max(4, round(max(height, width) / 100))
     thin = _no_higher_than(mask, thickness)
     left = cv2.morphologyEx(thin, cv2.MORPH_OPEN, np.ones((1, max(5, width // 100)), np.uint8))
     tilt = np.deg2rad(_TILT)
@@ -100,9 +163,9 @@ def _follow(thin: np.ndarray, left: np.ndarray, rows: np.ndarray, thickness: int
     # Paper bends: a parabola follows it where a straight line does not. The last fit is free of what was written near.
     for reach in (2 * thickness, thickness, thickness / 3):
         y, x = np.nonzero((np.abs(grid - rows) <= reach) & (left[first:last] > 0))
-        if np.ptp(x) < 0.25 * width if x.size else True:
+        if np.unique(x).size < 3 or np.ptp(x) < 0.25 * width:
             return None
-        rows = np.polyval(np.polyfit(x / width, y + first, 2), columns / width)
+        rows = Polynomial.fit(x, y + first, 2)(columns)  # in the domain -1..1, so well conditioned
     near = (np.abs(grid - rows) <= thickness / 2 + 1) & (thin[first:last] > 0)
     left[first:last][near] = 0
     counts = near.sum(axis=0)
@@ -133,7 +196,7 @@ def _ruled(lines: list[_Line], width: int, shortest: float) -> list[_Line]:
     """Those lines that are printed; none if the paper is not ruled in this direction."""
     across = [line for line in lines if line.edge_to_edge]
     if sum(line.end - line.start >= max(0.5 * width, shortest) for line in across) >= 2:
-        return across
+        return across + _between(across, lines)
     if len(lines) < 3:
         return []
     # A page within the picture: its lines end where the page ends.
@@ -141,6 +204,40 @@ def _ruled(lines: list[_Line], width: int, shortest: float) -> list[_Line]:
     end = np.median([line.end for line in lines])
     page = [line for line in lines if max(abs(line.start - start), abs(line.end - end)) < 0.05 * width]
     return page if len(page) >= 3 and end - start >= max(0.5 * width, shortest) else []
+
+
+def _between(across: list[_Line], lines: list[_Line]) -> list[_Line]:
+    """Lines hidden by writing in part, which stand where the even spacing of the others puts them."""
+    places = np.sort([(line.rows.start + line.rows.stop) / 2 for line in across])
+    spacing = np.median(np.diff(places))
+    if len(across) < 3 or spacing < 1:
+        return []
+    hidden = [line for line in lines if not line.edge_to_edge]
+    steps = [((line.rows.start + line.rows.stop) / 2 - places) / spacing for line in hidden]
+    off = [abs(step - np.rint(step))[abs(step).argmin()] for step in steps]
+    return [line for line, away in zip(hidden, off, strict=True) if away < 0.1]
+
+
+def _lone_rule(lines: list[_Line], ink: np.ndarray, contrast: np.ndarray, pen: float) -> list[_Line]:
+    """
+    The single line from edge to edge of a picture that is wider than high, with writing on one side of it alone.
+
+    It underlines what is above; over what is below, it counts only where it is too pale for the pen.
+    """
+    across = [line for line in lines if line.edge_to_edge and line.end - line.start > 1.5 * ink.shape[0]]
+    if len(across) != 1:
+        return []
+    line = across[0]
+    written = ink.astype(np.uint8)
+    written[line.rows][line.ink] = 0
+    boxes = cv2.connectedComponentsWithStats(written, connectivity=8)[2][1:]
+    top, height = boxes[:, cv2.CC_STAT_TOP], boxes[:, cv2.CC_STAT_HEIGHT]
+    middle = (line.rows.start + line.rows.stop) / 2
+    # Tails that reach through the line belong to what is above; low marks are bits of a neighbouring line.
+    letters = height > height.max(initial=0) / 3
+    above, below = (letters & (top < middle)).any(), (letters & (top >= middle)).any()
+    pale = float(np.median(contrast[line.rows][line.ink])) < 0.75 * pen
+    return [] if (above and below) or (below and not pale) else [line]
 
 
 def _paint(lines: list[_Line], contrast: np.ndarray, pen: float) -> tuple[np.ndarray, np.ndarray]:
