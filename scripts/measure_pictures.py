@@ -25,7 +25,7 @@ def main() -> int:
     recognizer = load_recognizer(engine="onnx")
     chosen = []
     files = sorted(options.inkml.glob("*.inkml"))
-    np.random.default_rng(5).shuffle(files)  # type: ignore[arg-type]
+    np.random.default_rng(5).shuffle(files)
     for file in files:
         try:
             ink = read_inkml(file)
