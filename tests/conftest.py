@@ -7,7 +7,6 @@ a folder that holds `crohme-offline.zip` and either `crohme-inkml.tar.xz` or the
 
 import os
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,14 +20,6 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 def _crohme_folder() -> Path:
     return Path(os.environ.get("ABM_HF_CROHME", Path(__file__).parent.parent / "data"))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _no_exports_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The command reads with an export where it finds one; here it finds what a test has put there."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ABM_HF_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="session")
