@@ -26,7 +26,7 @@ _DEFAULT_RESCORING_WEIGHT = 0.5
 # nothing.
 _MARGIN, _CLOSE = 0.2, 0.12
 # Candidates of an image that are scored on a larger image.
-_FINALISTS = 3
+_FINALISTS = 5
 # Height and width (px) of a batch are multiples of this; the features' stride divides it.
 _SIZE_MULTIPLE = 32
 

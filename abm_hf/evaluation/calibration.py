@@ -50,8 +50,12 @@ class CalibrationArguments:
     )
     beams: int = field(default=10, metadata={"help": "Hypotheses followed at a time."})
     max_length: int = field(default=200, metadata={"help": "Most tokens of an answer."})
+    rescoring_weight: float | None = field(
+        default=None,
+        metadata={"help": "Of the right-to-left branch; default: the best one without the pass on larger images."},
+    )
     rescoring_size: float = field(
-        default=1.2, metadata={"help": "Factor of the second pass on larger images; 1 leaves it out."}
+        default=1.25, metadata={"help": "Factor of the second pass on larger images; 1 leaves it out."}
     )
     batch_images: int = field(default=16, metadata={"help": "Most pictures in a batch."})
     batch_pixels: int = field(default=2_000_000, metadata={"help": "Most padded pixels in a batch."})
@@ -62,6 +66,10 @@ class CalibrationArguments:
     def __post_init__(self) -> None:
         check_minimum(self, 1, "beams", "batch_images", "batch_pixels", "max_items")
         check_minimum(self, 3, "max_length")
+        try:
+            DecodingOptions(rescoring_weight=self.rescoring_weight, rescoring_size=self.rescoring_size)
+        except ValueError as error:
+            raise ArgumentError(str(error)) from error
 
 
 def calibrate_checkpoint(arguments: CalibrationArguments) -> dict[str, Any]:
@@ -96,6 +104,7 @@ def calibrate_checkpoint(arguments: CalibrationArguments) -> dict[str, Any]:
 
     rows = read(folder, partial(_candidates, recognizer, arguments))
     weight, by_weight = choose_weight(rows)
+    weight = weight if arguments.rescoring_weight is None else arguments.rescoring_weight
     answers = read(_subfolder(folder, weight, accelerator), partial(_answers, recognizer, arguments, weight))
     best = {
         "l2r": _best(rows, 0.0),
