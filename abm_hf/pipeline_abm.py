@@ -1,6 +1,9 @@
 """`pipeline("image-to-latex", model=…)`: images of formulas to LaTeX."""
 
+import os
+import shutil
 from dataclasses import fields
+from pathlib import Path
 from types import GeneratorType
 from typing import Any
 
@@ -91,6 +94,12 @@ class ImageToLatexPipeline(Pipeline):
             {"latex": hypothesis.latex if hypothesis.score >= min_score else None, "score": hypothesis.score}
             for hypothesis in hypotheses
         ]
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """As the parent, and with the code that loads it again, also where that came from a checkpoint itself."""
+        super().save_pretrained(save_directory, **kwargs)
+        for module in Path(__file__).parent.glob("*_abm.py"):
+            shutil.copyfile(module, Path(save_directory) / module.name)
 
     def get_iterator(
         self,

@@ -98,9 +98,9 @@ def measure_decoding(arguments: DecodeArguments) -> dict[str, Any]:
                 "num_beams": beams,
                 "max_length": arguments.max_length,
             }
-            recognizer(images, batch_size=batch_size, **options)
+            recognizer(images, **options)
             began = time.perf_counter()
-            recognizer(images, batch_size=batch_size, **options)
+            recognizer(images, **options)
             seconds = (time.perf_counter() - began) / len(images)
             row = {"batch_size": batch_size, "beams": beams, "seconds_per_image": _rounded(seconds)}
             results.append(row | {"images_per_second": _rounded(1 / seconds)})

@@ -74,7 +74,7 @@ def test_the_cards_code_runs_where_the_package_is_unknown(
     published: str, hub: FakeHub, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     card = hub.repositories["model", "me/abm-tiny"].files["README.md"].decode()
-    alone, packaged = re.findall(r"^```python\n(.*?)^```", card, re.MULTILINE | re.DOTALL)
+    alone, pipelined, packaged = re.findall(r"^```python\n(.*?)^```", card, re.MULTILINE | re.DOTALL)
     Image.fromarray(255 * np.eye(40, dtype=np.uint8)).save(tmp_path / "formula.png")
     # None for a module: an import of it fails.
     code = f"""
@@ -82,6 +82,7 @@ import os, sys
 os.chdir({str(tmp_path)!r})
 sys.modules["abm_hf"] = None
 {alone}
+{pipelined}
 del sys.modules["abm_hf"]
 sys.path.insert(0, {str(ROOT)!r})
 {packaged}"""
@@ -90,7 +91,8 @@ sys.path.insert(0, {str(ROOT)!r})
     inputs = recognizer.processor(images=tmp_path / "formula.png")
     written = recognizer.model.generate(**inputs, num_beams=10)
     assert answers[0] == str(recognizer.processor.batch_decode(written, skip_special_tokens=True))
-    assert answers[1].startswith(recognizer([tmp_path / "formula.png"])[0].latex)
+    latex = recognizer([tmp_path / "formula.png"])[0].latex
+    assert repr(latex) in answers[1] and answers[2].startswith(latex)
 
 
 def test_a_published_space_holds_no_weights(published: str, hub: FakeHub) -> None:
