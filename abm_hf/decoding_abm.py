@@ -27,8 +27,6 @@ _DEFAULT_RESCORING_WEIGHT = 0.5
 _MARGIN, _CLOSE = 0.2, 0.12
 # Candidates of an image that are scored on a larger image.
 _FINALISTS = 5
-# Height and width (px) of a batch are multiples of this; the features' stride divides it.
-_SIZE_MULTIPLE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +153,7 @@ class Engine(Protocol):
         tokenizer: of the checkpoint, with `bos_token_id`, `eos_token_id`, `convert_ids_to_tokens` and `decode`.
         directions: the branches, `"l2r"` and `"r2l"`.
         settings: the checkpoint's generation config.
+        feature_stride: pixels for each feature position.
     """
 
     tokenizer: Any
@@ -164,6 +163,9 @@ class Engine(Protocol):
 
     @property
     def settings(self) -> Mapping[str, Any]: ...
+
+    @property
+    def feature_stride(self) -> int: ...
 
     def encode(self, pixel_values: np.ndarray, pixel_mask: np.ndarray) -> Any:
         """Features of images: values (B, 1, H, W) in [0, 1] and a `bool` mask (B, H, W)."""
@@ -274,7 +276,9 @@ def rescore_enlarged(
     open_images = [index for index, row in enumerate(close) if len(row) > 1]
     if not open_images:
         return ranked
-    encoded = engine.encode(*_enlarged(pixel_values[open_images], pixel_mask[open_images], size))
+    encoded = engine.encode(
+        *_enlarged(pixel_values[open_images], pixel_mask[open_images], size, engine.feature_stride)
+    )
     formulas = [[formula(engine.tokenizer, candidate) for candidate, _ in close[index]] for index in open_images]
     scored = [score(engine, encoded, formulas, direction) for direction in ("l2r", "r2l")]
     ranked = list(ranked)
@@ -308,9 +312,10 @@ def _length(engine: Engine, candidate: Candidate) -> int:
     return len(formula(engine.tokenizer, candidate)) + 1
 
 
-def _enlarged(values: np.ndarray, mask: np.ndarray, size: float) -> tuple[np.ndarray, np.ndarray]:
-    """Images (B, 1, H, W) and their masks (B, H, W), enlarged by `size` and padded."""
-    height, width = (math.ceil(side * size / _SIZE_MULTIPLE) * _SIZE_MULTIPLE for side in mask.shape[1:])
+def _enlarged(values: np.ndarray, mask: np.ndarray, size: float, multiple: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images (B, 1, H, W) and their masks (B, H, W), enlarged by `size`, with sides padded to a multiple."""
+    extents = (mask.any(axis=axis).sum(axis=1).max() for axis in (2, 1))
+    height, width = (math.ceil(side * size / multiple) * multiple for side in extents)
     large = np.zeros((len(values), 1, height, width), np.float32)
     large_mask = np.zeros((len(values), height, width), bool)
     for index in range(len(values)):

@@ -62,6 +62,10 @@ class TorchEngine:
     def settings(self) -> Mapping[str, Any]:
         return self.model.generation_config.to_diff_dict()
 
+    @property
+    def feature_stride(self) -> int:
+        return self.model.config.feature_stride
+
     @torch.inference_mode()
     def encode(self, pixel_values: np.ndarray, pixel_mask: np.ndarray) -> ABMEncoderOutput:
         values = torch.as_tensor(pixel_values).to(self.model.device, self.model.dtype)
