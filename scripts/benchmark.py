@@ -17,21 +17,19 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch.nn.parallel import DistributedDataParallel
 from transformers import HfArgumentParser
 
 from abm_hf.arguments import check_minimum
 from abm_hf.configuration_abm import ABMConfig
 from abm_hf.data.items import load_split
+from abm_hf.extras import lacks
 from abm_hf.inference.base import IMAGE_SUFFIXES, iter_inputs
 from abm_hf.inference.loading import load_recognizer
 from abm_hf.ink.rendering import render_ink
 from abm_hf.modeling_abm import ABMForConditionalGeneration
 from abm_hf.runtime import leave_group, tune_process
 from abm_hf.synthetic.expressions import synthetic_ink
-from abm_hf.training.arguments import OptimizationArguments
-from abm_hf.training.optimization import build_optimizer
 
 _BATCH, _HEIGHT, _WIDTH, _TOKENS = 8, 96, 320, 20  # of a training step
 
@@ -124,6 +122,8 @@ def measure_training(arguments: TrainArguments) -> dict[str, Any]:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     on_cpu = (arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")) == "cpu"
+    from accelerate import PartialState
+
     processes = PartialState(cpu=on_cpu)
     return {
         "task": "train",
@@ -168,11 +168,14 @@ def _images(arguments: DecodeArguments) -> list[Any]:
     return [found[index] for index in rng.permutation(len(found))[: arguments.images].tolist()]
 
 
-def _train(arguments: TrainArguments, precision: str, processes: PartialState) -> dict[str, Any]:
+def _train(arguments: TrainArguments, precision: str, processes: Any) -> dict[str, Any]:
     torch.manual_seed(0)
     device = processes.device
     bare = ABMForConditionalGeneration(ABMConfig.preset(arguments.model)).to(device)
     bare = bare.to(memory_format=torch.channels_last).train()
+    from abm_hf.training.arguments import OptimizationArguments
+    from abm_hf.training.optimization import build_optimizer
+
     optimizer = build_optimizer(bare, OptimizationArguments())
     model = DistributedDataParallel(bare) if processes.num_processes > 1 else bare
     inputs = {
@@ -201,7 +204,7 @@ def _train(arguments: TrainArguments, precision: str, processes: PartialState) -
     }
 
 
-def _wait(processes: PartialState) -> None:
+def _wait(processes: Any) -> None:
     if processes.device.type == "cuda":
         torch.cuda.synchronize(processes.device)
     processes.wait_for_everyone()
@@ -251,6 +254,9 @@ def main() -> int:
         usage = f"usage: {sys.argv[0]} {{{','.join(TASKS)}}} [options]; each takes --help"
         print(usage, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
+    if problem := lacks("train", "scripts/benchmark.py", "accelerate", "datasets", "yaml"):
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
     tune_process()
     kind, measure = TASKS[sys.argv[1]]
     try:

@@ -238,7 +238,7 @@ def _calibration(folder: Path, pictures: Path) -> str:
     if not (folder / "calibration.json").is_file():
         return ""
     calibration = json.loads((folder / "calibration.json").read_text(encoding="utf-8"))
-    errors = calibration["ece"]["one_way"]
+    errors = calibration["ece"]["rescored"]
     text = (
         f"The probability of an answer is calibrated on {calibration['split']} ({calibration['count']} expressions,\n"
         f"beam {calibration['beams']}): expected calibration error {errors['after']:.3f}, without it "

@@ -39,7 +39,7 @@ def measured(tiny_checkpoint: Path, tmp_path: Path) -> Path:
     (folder / "training.json").write_text(json.dumps(record | {"datasets": ["crohme"]}))
     speed = {"text": "On a slow machine.", "columns": ["search", "ms"], "rows": [["greedy", 123]]}
     (folder / "speed.json").write_text(json.dumps(speed))
-    calibration = {"split": "2013", "count": 670, "beams": 10, "ece": {"one_way": {"before": 0.2, "after": 0.0312}}}
+    calibration = {"split": "2013", "count": 670, "beams": 10, "ece": {"rescored": {"before": 0.2, "after": 0.0312}}}
     (folder / "calibration.json").write_text(json.dumps(calibration))
     failures = find_failures(lambda inks: ["x" for _ in inks], count=3)
     draw_failures(failures).save(folder / "failures.png")
