@@ -23,7 +23,7 @@ _SIZE_TOLERANCE = 1.33
 
 
 @dataclass(frozen=True)
-class FieldPicture:
+class StyledImage:
     """One picture on its way: as read, its ink where that was looked for, and the result, `uint8` (H, W)."""
 
     read: np.ndarray
@@ -31,9 +31,9 @@ class FieldPicture:
     image: np.ndarray
 
 
-def to_field_form(
+def to_crohme_style(
     read: np.ndarray, do_normalize: bool, min_side: int, component_height: float, margin: int, max_pixels: int
-) -> FieldPicture:
+) -> StyledImage:
     """
     A picture as `read_picture` returns it to what the network sees; [`ABMImageProcessor`] documents the options.
 
@@ -45,15 +45,15 @@ def to_field_form(
         raise ImageInputError(f"{width} x {height} px is too small: each side needs {min_side} px")
     grey = to_grey(read)
     if not do_normalize:
-        return FieldPicture(read, None, grey)
+        return StyledImage(read, None, grey)
     for image in (grey, 255 - grey):
-        if is_field_form(image, margin, max_pixels):
-            return FieldPicture(read, None, image)
+        if is_crohme_style(image, margin, max_pixels):
+            return StyledImage(read, None, image)
     ink = find_ink(read)
-    return FieldPicture(read, ink.mask, redraw(ink, component_height, margin, max_pixels))
+    return StyledImage(read, ink.mask, redraw(ink, component_height, margin, max_pixels))
 
 
-def is_field_form(picture: np.ndarray, margin: int, max_pixels: int) -> bool:
+def is_crohme_style(picture: np.ndarray, margin: int, max_pixels: int) -> bool:
     """
     Whether a grey picture is in the field's form already, so that it must not be touched.
 

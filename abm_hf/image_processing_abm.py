@@ -13,7 +13,7 @@ from transformers.image_utils import SizeDict
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType
 
-from .crohme_style_abm import FieldPicture, to_field_form
+from .crohme_style_abm import StyledImage, to_crohme_style
 from .image_loading_abm import ImageInputError, name_of, read_picture, split_batch
 
 # Standard options of image processors that have no meaning here: accepting them silently would mislead.
@@ -65,7 +65,7 @@ class ABMImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-a
     return_intermediate: bool
 
 
-def _steps_as_pictures(picture: FieldPicture) -> dict[str, Image.Image]:
+def _steps_as_pictures(picture: StyledImage) -> dict[str, Image.Image]:
     """Ink dark on light as on paper, except for what the model sees."""
     steps = {"read": Image.fromarray(picture.read)}
     if picture.ink is not None:
@@ -180,13 +180,13 @@ class ABMImageProcessor(PilBackend):
         margin: int,
         max_pixels: int,
         **kwargs: Any,
-    ) -> FieldPicture:
+    ) -> StyledImage:
         read = self.process_image(picture, **kwargs)
-        return to_field_form(read, do_normalize, min_side, component_height, margin, max_pixels)
+        return to_crohme_style(read, do_normalize, min_side, component_height, margin, max_pixels)
 
     def _collate(
         self,
-        processed: Sequence[FieldPicture],
+        processed: Sequence[StyledImage],
         do_rescale: bool,
         rescale_factor: float,
         do_pad: bool,

@@ -54,7 +54,7 @@ def drawn(scale: float = 1.0, pen: float = 3.0, margin: int = 40) -> np.ndarray:
     return cv2.resize(large, size[::-1], interpolation=cv2.INTER_AREA)
 
 
-def field_form() -> np.ndarray:
+def crohme_style() -> np.ndarray:
     """The strokes as the field draws ink: one-pixel lines dilated by 3 x 3, 255 on 0, 13 px from the edge."""
     image = np.zeros((84 + 26, 158 + 26), np.uint8)
     for stroke in STROKES:
@@ -62,7 +62,7 @@ def field_form() -> np.ndarray:
     return cv2.dilate(image, np.ones((3, 3), np.uint8))
 
 
-FIELD = field_form()
+FIELD = crohme_style()
 
 
 def processed(picture: object, **options: object) -> np.ndarray:
@@ -99,11 +99,11 @@ def outline(image: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("picture", [FIELD, 255 - FIELD, np.stack([FIELD] * 3, -1), FIELD > 0, FIELD / 255.0])
-def test_field_form_passes_bit_for_bit(picture: np.ndarray) -> None:
+def test_crohme_style_passes_bit_for_bit(picture: np.ndarray) -> None:
     assert np.array_equal(processed(picture), FIELD)
 
 
-def test_field_form_in_other_margins_keeps_its_pixels() -> None:
+def test_crohme_style_in_other_margins_keeps_its_pixels() -> None:
     assert np.array_equal(processed(np.pad(FIELD, ((0, 90), (7, 200)))), FIELD)
     assert np.array_equal(processed(FIELD[12:-11, 12:-11]), FIELD)
 

@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from .pictures import SUFFIXES, inside, read_field_form
+from .pictures import SUFFIXES, inside, read_crohme_style
 from .source import Entry, PrepareError, Reader, Record, Source, number_repeated, order_splits, split_name
 
 
@@ -54,7 +54,7 @@ scaled and redrawn with a pen of 3 px, 255 on 0."""
 
     def _read(self, entry: Entry) -> Record:
         tokens = self.labels.tokens(entry.key)
-        return Record(read_field_form(self.path / entry.file), tokens, self.name)
+        return Record(read_crohme_style(self.path / entry.file), tokens, self.name)
 
 
 def _image(folder: Path, name: str) -> Path:

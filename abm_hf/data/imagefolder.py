@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .pictures import inside, read_field_form
+from .pictures import inside, read_crohme_style
 from .source import Entry, PrepareError, Reader, Record, Source, order_splits, split_name, unique_ids
 
 _METADATA = ("metadata.csv", "metadata.jsonl")
@@ -81,7 +81,7 @@ separated from the paper, scaled and redrawn with a pen of 3 px, 255 on 0."""
     def _read(self, entry: Entry) -> Record:
         latex, source, writer = entry.key
         tokens = self.labels.tokens(latex)
-        return Record(read_field_form(self.path / entry.file), tokens, source or self.name, writer)
+        return Record(read_crohme_style(self.path / entry.file), tokens, source or self.name, writer)
 
 
 def _lines(metadata: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..crohme_style_abm import is_field_form, redraw
+from ..crohme_style_abm import is_crohme_style, redraw
 from ..image_loading_abm import ImageInputError, read_picture
 from ..ink_extraction_abm import find_ink, to_grey
 from .source import PrepareError, SkipEntry
@@ -18,19 +18,19 @@ _MAX_MEGAPIXELS = 50.0
 SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".JPG", ".JPEG", ".PNG", ".BMP")
 
 
-def read_field_form(path: Path) -> np.ndarray:
+def read_crohme_style(path: Path) -> np.ndarray:
     """A picture of handwriting in the field's form, uint8 (H, W): as the image processor gives it to the model.
 
     Raises:
         SkipEntry: It is not there, cannot be decoded, or shows no ink.
     """
     try:
-        return to_field_form(read_picture(path, _MAX_MEGAPIXELS))
+        return to_crohme_style(read_picture(path, _MAX_MEGAPIXELS))
     except ImageInputError as error:
         raise SkipEntry("image", error.reason) from error
 
 
-def to_field_form(picture: np.ndarray) -> np.ndarray:
+def to_crohme_style(picture: np.ndarray) -> np.ndarray:
     """A picture, uint8 (H, W) or (H, W, 3), in the field's form; one in it already stays as it is.
 
     Raises:
@@ -38,7 +38,7 @@ def to_field_form(picture: np.ndarray) -> np.ndarray:
     """
     grey = to_grey(picture)
     for image in (grey, 255 - grey):
-        if is_field_form(image, _MARGIN, _MAX_PIXELS):
+        if is_crohme_style(image, _MARGIN, _MAX_PIXELS):
             return image
     return redraw(find_ink(picture), _COMPONENT_HEIGHT, _MARGIN, _MAX_PIXELS)
 

@@ -26,7 +26,7 @@ from ..inference.base import BaseRecognizer, pad_images
 from ..inference.loading import Engine
 from ..pretrained import checkpoint_path
 from .expression_rate import expression_rate
-from .predictions import claim_folder, load_for_evaluation, read_items
+from .predictions import load_for_evaluation, open_output_folder, read_items
 from .reliability import draw_reliability, expected_calibration_error
 
 _WEIGHTS = np.linspace(0, 1, 21)
@@ -97,7 +97,7 @@ def calibrate_checkpoint(arguments: CalibrationArguments) -> dict[str, Any]:
         raise ArgumentError(f"{path} has no branch {' and '.join(missing)}: only models with both are calibrated")
     described = {**asdict(arguments), "model": path, "weights": recognizer.fingerprint()}
     described["items"] = items.fingerprint()
-    folder = claim_folder(arguments.output_dir, described, accelerator)
+    folder = open_output_folder(arguments.output_dir, described, accelerator)
 
     def read(folder: Path, decode: Callable[..., list[dict[str, Any]]]) -> list[dict[str, Any]]:
         return read_items(items, decode, folder, accelerator, arguments.batch_images, arguments.batch_pixels)

@@ -23,7 +23,7 @@ from ..inference.base import BaseRecognizer
 from ..inference.loading import Engine
 from ..pretrained import DEFAULT, checkpoint_path
 from .expression_rate import bootstrap_intervals, expression_rate, score_expressions
-from .predictions import claim_folder, load_for_evaluation, read_items
+from .predictions import load_for_evaluation, open_output_folder, read_items
 from .reliability import draw_reliability, expected_calibration_error
 from .report import build_report, holds_research_data
 
@@ -113,7 +113,7 @@ def evaluate_checkpoint(arguments: EvaluationArguments) -> dict[str, Any]:
         raise ArgumentError(f"{path}: {error}") from error
     described = {**asdict(arguments), **asdict(options), "model": path, "weights": recognizer.fingerprint()}
     described["items"] = items.fingerprint()
-    folder = claim_folder(arguments.output_dir, described, accelerator)
+    folder = open_output_folder(arguments.output_dir, described, accelerator)
     read = partial(_read, recognizer, options)
     ordered = read_items(items, read, folder, accelerator, arguments.batch_images, arguments.batch_pixels)
     result = _result(arguments, options, ordered)

@@ -40,7 +40,7 @@ def load_for_evaluation(path: str, device: torch.device, engine: Engine) -> Base
         raise CheckpointError(f"cannot load {path}: {str(error).strip().splitlines()[0]}") from error
 
 
-def claim_folder(output_dir: str, options: Mapping[str, Any], accelerator: Accelerator) -> Path:
+def open_output_folder(output_dir: str, options: Mapping[str, Any], accelerator: Accelerator) -> Path:
     """The output folder, made or taken up again.
 
     Args:

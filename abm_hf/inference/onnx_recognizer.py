@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-from ..crohme_style_abm import to_field_form
+from ..crohme_style_abm import to_crohme_style
 from ..decoding_abm import DecodingOptions, Hypothesis
 from ..detokenization_abm import join_tokens
 from ..image_loading_abm import ImageInputError, name_of, read_picture
@@ -21,7 +21,7 @@ from ..pretrained import CheckpointError
 from .base import BaseRecognizer, Recognition, are_several
 from .onnx_files import ENCODER_FILE, ONNX_FOLDER, checkpoint_with_onnx, step_file
 
-_FIELD_FORM_OPTIONS = ("do_normalize", "min_side", "component_height", "margin", "max_pixels")
+_STYLE_OPTIONS = ("do_normalize", "min_side", "component_height", "margin", "max_pixels")
 
 
 class LatexVocabulary:
@@ -182,7 +182,7 @@ class ABMOnnxModel(BaseRecognizer):
         options = self._image_options
         try:
             picture = read_picture(image, options["max_megapixels"], None)
-            return to_field_form(picture, **{name: options[name] for name in _FIELD_FORM_OPTIONS}).image
+            return to_crohme_style(picture, **{name: options[name] for name in _STYLE_OPTIONS}).image
         except ImageInputError as error:
             raise ImageInputError(error.reason, name_of(image)) from error
 

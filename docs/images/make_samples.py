@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from abm_hf.data.pictures import to_field_form
+from abm_hf.data.pictures import to_crohme_style
 from abm_hf.ink.rendering import render_ink
 from abm_hf.synthetic.expressions import synthetic_ink
 from abm_hf.synthetic.photographs import photograph
@@ -31,7 +31,7 @@ def draw_row(seed: int) -> np.ndarray:
     ink = synthetic_ink(seed, min_tokens=8, max_tokens=18)
     drawn = render_ink(ink)
     taken = photograph(drawn, np.random.default_rng(seed))
-    cells = [fit(drawn), fit(taken), fit(to_field_form(taken))]
+    cells = [fit(drawn), fit(taken), fit(to_crohme_style(taken))]
     height = max(cell.shape[0] for cell in cells)
     row = np.full((height + LINE + MARGIN, 3 * (CELL + MARGIN)), 255, np.uint8)
     for place, cell in enumerate(cells):

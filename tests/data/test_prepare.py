@@ -29,7 +29,7 @@ from abm_hf.data import prepare
 from abm_hf.data.crohme import load_crohme, origin_of, writer_of
 from abm_hf.data.items import load_split
 from abm_hf.data.offline import OfflineError, read_captions, read_offline
-from abm_hf.data.pictures import read_field_form
+from abm_hf.data.pictures import read_crohme_style
 from abm_hf.data.plan import plan_shards
 from abm_hf.data.prepare import prepare_dataset
 from abm_hf.data.publish import push_prepared
@@ -608,7 +608,7 @@ def test_pictures_become_what_the_image_processor_gives(tmp_path: Path, inks: li
         path = tmp_path / f"{name}.png"
         cv2.imwrite(str(path), picture)
         expected = np.asarray(processor(str(path))["pixel_values"][0][0])
-        image = read_field_form(path)
+        image = read_crohme_style(path)
         assert np.array_equal(image / np.float32(255), expected[: image.shape[0], : image.shape[1]]), name
         assert np.array_equal(image, drawn) or name == "scan"
 
