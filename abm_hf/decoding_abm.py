@@ -24,7 +24,7 @@ _DEFAULT_RESCORING_WEIGHT = 0.5
 # Nats per token by which a candidate may fall behind the best one before it is not worth rescoring: before the first
 # pass of the right-to-left branch, and before the pass on a larger image. On CROHME 2013 no smaller values lose
 # nothing.
-_MARGIN, _CLOSE = 0.2, 0.12
+_MARGIN, _CLOSE = 0.2, 0.1
 # Candidates of an image that are scored on a larger image.
 _FINALISTS = 5
 
