@@ -22,8 +22,7 @@ from .search_abm import Candidate, SearchState, Task, beam_search, greedy_search
 _DEFAULT_RESCORING_WEIGHT = 0.5
 
 # Nats per token by which a candidate may fall behind the best one before it is not worth rescoring: before the first
-# pass of the right-to-left branch, and before the pass on a larger image. On CROHME 2013 no smaller values lose
-# nothing.
+# pass of the right-to-left branch, and before the pass on a larger image. Chosen on CROHME 2013, see docs/decoding.md.
 _MARGIN, _CLOSE = 0.2, 0.1
 # Candidates of an image that are scored on a larger image.
 _FINALISTS = 5

@@ -46,6 +46,8 @@ class DecodeArguments:
     images: int = field(default=32, metadata={"help": "Pictures, drawn at random."})
     batch_sizes: list[int] = field(default_factory=lambda: [1, 16], metadata={"help": "Pictures decoded together."})
     beams: list[int] = field(default_factory=lambda: [1, 10], metadata={"help": "Hypotheses; 1 is greedy."})
+    rescore: bool = field(default=True, metadata={"help": "Whether the other branch rescores what beams have found."})
+    rescoring_size: float | None = field(default=None, metadata={"help": "Of the pass on larger images; 1: none."})
     max_length: int = field(default=200, metadata={"help": "Most tokens of an answer."})
     engine: str = field(default="auto", metadata={"help": "auto, onnx or torch."})
     device: str | None = field(default=None, metadata={"help": "Such as cpu or cuda; default: a GPU if there is one."})
@@ -95,6 +97,8 @@ def measure_decoding(arguments: DecodeArguments) -> dict[str, Any]:
                 "batch_size": batch_size,
                 "num_beams": beams,
                 "max_length": arguments.max_length,
+                "rescore": None if arguments.rescore else False,
+                "rescoring_size": arguments.rescoring_size,
             }
             recognizer(images, **options)
             began = time.perf_counter()
